@@ -1,0 +1,78 @@
+"""The states a turn, an attempt and a session can be in: what each means, and who moves it on.
+
+Final states are past participles, carry ``finished_at`` (a CHECK) and are never left (a trigger).
+"""
+
+from enum import StrEnum
+
+
+class TurnState(StrEnum):
+    """The life of one turn. Waiting for a retry is ``queued`` with ``ready_at`` in the future."""
+
+    QUEUED = "queued"
+    """Stored, and waiting for its turn. A worker's ``claim`` moves it on; the sweep re-sends its hint if that was lost."""
+    RUNNING = "running"
+    """A worker holds the session's lease and an attempt is recorded. ``settle`` moves it on; when the worker dies, the
+    sweep puts it back to ``queued`` once the lease has expired."""
+    COMPLETED = "completed"
+    """The reply is stored."""
+    FAILED = "failed"
+    """No reply, and no further attempt will be made."""
+    CANCELLED = "cancelled"
+    """Its user took it back before a reply was stored."""
+
+
+UNFINISHED = (TurnState.QUEUED, TurnState.RUNNING)
+FINAL = (TurnState.COMPLETED, TurnState.FAILED, TurnState.CANCELLED)
+
+
+class AttemptOutcome(StrEnum):
+    """How one try at a turn ended. An attempt without an outcome is under way, or its worker died and nobody noticed yet."""
+
+    COMPLETED = "completed"
+    SAFE = "safe"
+    """The provider did no work for it (refused, 429, 503): repeating costs nothing."""
+    AMBIGUOUS = "ambiguous"
+    """The provider may have worked on it (timeout after sending, reset, 500): repeating may cost twice."""
+    PERMANENT = "permanent"
+    """Repeating would fail again (400, 401, 403, 404, 422, a reply that cannot be stored)."""
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    """Its worker died or lost the lease: whether the call was made is not known."""
+
+
+class SessionState(StrEnum):
+    ACTIVE = "active"
+    DELETING = "deleting"
+    """Being removed: takes no sends, and workers are fenced out. The remover takes its rows away in chunks; if that
+    process dies, the sweep finishes."""
+
+
+class Lane(StrEnum):
+    """A class of work with reserved workers; the Celery queue of the same name carries its hints."""
+
+    CHAT = "chat"
+    BATCH = "batch"
+    MAINTENANCE = "maintenance"
+
+
+class Role(StrEnum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class Retention(StrEnum):
+    """Which rule says when a session is removed."""
+
+    POLICY = "policy"
+    """The configured default."""
+    IDLE = "idle"
+    """After an idle time of the session's own, in ``retention_seconds``."""
+    NEVER = "never"
+
+
+class ProcessKind(StrEnum):
+    WORKER = "worker"
+    BEAT = "beat"
