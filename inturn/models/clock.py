@@ -1,0 +1,46 @@
+"""The database's clock, the only one that SQL compares with: processes disagree about the time, and their clocks jump.
+
+PostgreSQL: ``clock_timestamp()``, since ``now()`` stands still for the length of a transaction, lock waits included.
+SQLite: ``strftime`` with the format in which SQLAlchemy stores times, so that they compare as text and use indexes
+(``unixepoch('now', 'subsec')`` is NULL before SQLite 3.42).
+"""
+
+from typing import Any
+
+from sqlalchemy import Float, bindparam
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlmodel.sql.sqltypes import UTCDateTime
+
+SQLITE_FORMAT = "%Y-%m-%d %H:%M:%f000"
+
+NOW = {"postgresql": "clock_timestamp()", "sqlite": f"strftime('{SQLITE_FORMAT}', 'now')"}
+"""The present as a piece of SQL text, per dialect."""
+
+
+def after(dialect: str, seconds: str) -> str:
+    """The present plus ``seconds`` (a piece of SQL: a column or a parameter) as a piece of SQL text."""
+    if dialect == "sqlite":
+        return f"strftime('{SQLITE_FORMAT}', 'now', ({seconds}) || ' seconds')"
+    return f"(clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
+
+
+class now(FunctionElement[Any]):  # noqa: N801  (it reads as the SQL function that it is)
+    """The present in SQLAlchemy expressions; ``now(seconds=-30)`` is half a minute ago."""
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(bindparam("seconds", float(seconds), Float(), unique=True))
+
+
+@compiles(now, "postgresql")
+def _postgresql_now(element: now, compiler: SQLCompiler, **kw: Any) -> str:
+    return after("postgresql", compiler.process(element.clauses, **kw))
+
+
+@compiles(now, "sqlite")
+def _sqlite_now(element: now, compiler: SQLCompiler, **kw: Any) -> str:
+    return after("sqlite", compiler.process(element.clauses, **kw))

@@ -1,0 +1,175 @@
+"""One database: its engine, its transactions, and what its refusals mean.
+
+The same code runs on SQLite and PostgreSQL. What differs on SQLite, and why:
+
+* every write is ``BEGIN IMMEDIATE``: a read that turns into a write later would fail instead of wait;
+* one writer at a time per process, by a lock: SQLite's own waiting polls, so threads would starve one another;
+* ``auto_vacuum`` is set before WAL, as it is ignored afterwards; ``synchronous=FULL``, as NORMAL may lose a commit that
+  was answered for.
+"""
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from inturn.models.errors import DatabaseUnreachableError, InturnError, SchemaError, StorageError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_SECONDS = 10
+CONNECT_TIMEOUT_SECONDS = 5
+TRANSACTION_TRIES = 5
+DEADLOCKS = {"40P01", "40001"}
+
+
+class Database:
+    """The store's way to the database; shared by the threads of a process.
+
+    Args:
+        url: a SQLAlchemy URL: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
+        connections: how many connections the process may keep open.
+    """
+
+    def __init__(self, url: str, connections: int = 10) -> None:
+        self.url = make_url(url)
+        self.dialect = self.url.get_backend_name()
+        self._writer = threading.Lock()
+        self.engine = self._sqlite() if self.dialect == "sqlite" else self._postgresql(connections)
+
+    def _postgresql(self, connections: int) -> Engine:
+        return create_engine(
+            self.url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "inturn"},
+        )
+
+    def _sqlite(self) -> Engine:
+        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
+        event.listen(engine, "do_connect", lambda dialect, record, args, kwargs: keep_to_owner(self.url.database))
+        event.listen(engine, "connect", prepare_sqlite)
+        event.listen(engine, "begin", begin_sqlite)
+        return engine
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One transaction that writes. Commits at the end of the block; an exception undoes all of it.
+
+        Raises:
+            StorageError: the database refused, with the reason in a sentence.
+        """
+        alone: AbstractContextManager[Any] = self._writer if self.dialect == "sqlite" else nullcontext()
+        with alone, translated(self), self.engine.connect() as plain:
+            db = plain.execution_options(inturn_writes=True)
+            with db.begin():
+                yield db
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One transaction that reads: on SQLite a snapshot that waits for no writer."""
+        with translated(self), self.engine.connect() as db:
+            yield db
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Do ``work`` in a writing transaction, again if the database chose it as a deadlock's victim."""
+        for left in reversed(range(TRANSACTION_TRIES)):
+            try:
+                with self.writing() as db:
+                    return work(db)
+            except StorageError as error:
+                if not left or not is_deadlock(error.__cause__):
+                    raise
+                logger.info("action=deadlock_retried tries_left=%d", left)
+        raise AssertionError("the last try returns or raises")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def is_deadlock(error: BaseException | None) -> bool:
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in DEADLOCKS
+
+
+def keep_to_owner(path: str | None) -> None:
+    """Make the file before SQLite does, readable by its owner only; its WAL takes over the mode."""
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.path.exists(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None
+    for pragma in (
+        "auto_vacuum=INCREMENTAL",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def begin_sqlite(db: Connection) -> None:
+    db.exec_driver_sql("BEGIN IMMEDIATE" if db.get_execution_options().get("inturn_writes") else "BEGIN")
+
+
+@contextmanager
+def translated(database: Database) -> Iterator[None]:
+    """Say in a sentence what a refusal of the database means."""
+    try:
+        yield
+    except InturnError:
+        raise
+    except PoolTimeout as error:
+        raise StorageError(f"all connections of this process to {database.url!r} are in use: {error}") from error
+    except OSError as error:
+        raise StorageError(
+            f"cannot open {database.url!r}: {error.strerror or error}. Check INTURN_HOME and INTURN_DATABASE_URL"
+        ) from error
+    except DBAPIError as error:
+        raise explain(database, error) from error
+
+
+REFUSALS = (
+    ("readonly database", "is read-only: give this user the right to write to the file and its directory"),
+    ("unable to open database", "cannot be opened: check that its directory exists and that this user may write there"),
+    ("database or disk is full", "has no room left: free some space; what was accepted before is kept"),
+    ("disk i/o error", "could not be read or written (disk I/O error): check the disk's space and health"),
+    ("database is locked", "stayed locked by another process for too long: see who writes to it, and try again"),
+    ("no space left", "has no room left: free some space; what was accepted before is kept"),
+    ("not a database", "is no SQLite database: set INTURN_DATABASE_URL, or move the file away"),
+    ("read-only transaction", "is read-only: connect to the primary, not to a standby"),
+)
+
+
+def explain(database: Database, error: DBAPIError) -> Exception:
+    """The error of ours that a database driver's error stands for; its own, if it stands for a mistake in inturn."""
+    text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+    for sign, sentence in REFUSALS:
+        if sign in text.lower():
+            return StorageError(f"the database {database.url!r} {sentence} ({text})")
+    state = getattr(error.orig, "sqlstate", None)
+    if state == "42P01" or "no such table" in text:
+        return SchemaError(f"the database {database.url!r} has no inturn tables yet: run `inturn db upgrade`")
+    if state == "42703" or "no such column" in text:
+        return SchemaError(f"the database {database.url!r} has an older schema ({text}): run `inturn db upgrade`")
+    if is_deadlock(error):
+        return StorageError(f"the database {database.url!r} undid the transaction: {text}")
+    if error.connection_invalidated or isinstance(error, OperationalError):
+        return DatabaseUnreachableError(
+            f"no connection to the database {database.url!r}: {text}. Start it, or set INTURN_DATABASE_URL"
+        )
+    return error

@@ -1,0 +1,318 @@
+"""The tables. SQL is the queue of record: everything that matters is in here, and Redis may be wiped at any moment.
+
+Rows are named ``...Row`` so that ``SessionRow`` and SQLModel's own ``Session`` never meet. Rules that must hold whatever
+the code does are constraints and triggers, not conventions:
+
+* one running turn per session (a unique partial index), one number per turn, one message per position;
+* a final turn has ``finished_at`` and is never left (CHECK and trigger);
+* session ids are never reused, so a stale worker cannot write into a session that was created again.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    DDL,
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    event,
+    text,
+)
+from sqlalchemy.ext.mutable import MutableDict
+from sqlmodel import Field, SQLModel
+
+from inturn.models.states import AttemptOutcome, Lane, ProcessKind, Retention, Role, SessionState, TurnState
+
+BIG = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite gives out row ids for INTEGER primary keys only."""
+
+KEY = String(200).with_variant(String(200, collation="C"), "postgresql")
+"""Compared byte by byte on both databases, so that a prefix is a range of the unique index."""
+
+
+class Row(SQLModel):
+    """Base of all tables; its metadata is ours alone, so that an application's own SQLModel tables do not mix with them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def serial() -> Any:
+    """A surrogate key that is never reused (``sqlite_autoincrement`` on the table, identity on PostgreSQL)."""
+    return Field(default=None, sa_column=Column(BIG, Identity(), primary_key=True))
+
+
+def owned_by_session(**kw: Any) -> Any:
+    """The session that owns the row: it goes with it."""
+    return Field(sa_column=Column(BIG, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True, **kw))
+
+
+def choice(default: StrEnum) -> Any:
+    return Field(default=default, sa_type=String(20), nullable=False)
+
+
+def json_object() -> Any:
+    return Field(default_factory=dict, sa_column=Column(MutableDict.as_mutable(JSON()), nullable=False))
+
+
+class SessionRow(Row, table=True):
+    """A conversation, under the ID that its user chose (``key``)."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (
+        one_of("state", SessionState),
+        one_of("retention", Retention),
+        CheckConstraint("(retention = 'idle') = (retention_seconds IS NOT NULL)", name="retention_has_its_time"),
+        CheckConstraint("next_turn >= 1", name="next_turn_counts_up"),
+        Index(None, "last_activity_at"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int = serial()
+    key: str = Field(sa_column=Column(KEY, unique=True, nullable=False))
+    model: str = Field(max_length=200)
+    system_turn: int | None = None
+    """The turn whose message at position 0 is the system message in force; null: none."""
+    options: dict[str, Any] = json_object()
+    labels: dict[str, Any] = json_object()
+    context_turns: int | None = None
+    """Context policy: how many completed turns a model is shown; null: as configured."""
+    held: bool = False
+    retention: Retention = choice(Retention.POLICY)
+    retention_seconds: float | None = None
+    state: SessionState = choice(SessionState.ACTIVE)
+    next_turn: int = 1
+    """The next turn's number, counted under this row's lock (``max() + 1`` gives one number to two senders)."""
+    created_at: datetime
+    last_activity_at: datetime
+    """Moves with create, resume and send only; the ledger never touches this row."""
+
+
+class LeaseRow(Row, table=True):
+    """A worker's time-bounded hold on a session. A narrow row of its own, so that heartbeats never contend with sends."""
+
+    __tablename__ = "leases"
+    __table_args__ = (
+        one_of("lane", Lane),
+        CheckConstraint("(owner IS NULL) = (expires_at IS NULL)", name="owner_has_until"),
+        Index(
+            "ix_leases_ready",
+            "lane",
+            "ready_at",
+            postgresql_where=text("owner IS NULL AND ready_at IS NOT NULL"),
+            sqlite_where=text("owner IS NULL AND ready_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_leases_owner",
+            "owner",
+            postgresql_where=text("owner IS NOT NULL"),
+            sqlite_where=text("owner IS NOT NULL"),
+        ),
+    )
+
+    session_id: int = owned_by_session(autoincrement=False)
+    owner: str | None = Field(default=None, max_length=200)
+    """The worker process that holds it; null: nobody."""
+    token: int = Field(default=0, sa_type=BigInteger)
+    """Fencing token: grows with every change of hands. Who comes back with an older one changes nothing."""
+    expires_at: datetime | None = None
+    ready_at: datetime | None = None
+    """When the session's lowest unfinished turn may run; null: nothing to do, or its owner sees to it."""
+    lane: Lane = choice(Lane.CHAT)
+    hinted_at: datetime | None = None
+
+
+class TurnRow(Row, table=True):
+    """One send: a user message, and the work of answering it."""
+
+    __tablename__ = "turns"
+    __table_args__ = (
+        UniqueConstraint("session_id", "idempotency_key"),
+        one_of("state", TurnState),
+        one_of("lane", Lane),
+        CheckConstraint(
+            "(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="final_is_finished"
+        ),
+        CheckConstraint("(state = 'failed') = (error_type IS NOT NULL)", name="failed_has_a_reason"),
+        Index(
+            "uq_turns_running",
+            "session_id",
+            unique=True,
+            postgresql_where=text("state = 'running'"),
+            sqlite_where=text("state = 'running'"),
+        ),
+        Index(
+            "ix_turns_queued",
+            "session_id",
+            "number",
+            postgresql_where=text("state = 'queued'"),
+            sqlite_where=text("state = 'queued'"),
+        ),
+        Index(
+            "ix_turns_cancel_requested",
+            "cancel_requested_at",
+            postgresql_where=text("cancel_requested_at IS NOT NULL AND finished_at IS NULL"),
+            sqlite_where=text("cancel_requested_at IS NOT NULL AND finished_at IS NULL"),
+        ),
+    )
+
+    session_id: int = owned_by_session(autoincrement=False)
+    number: int = Field(primary_key=True)
+    state: TurnState = choice(TurnState.QUEUED)
+    lane: Lane = choice(Lane.CHAT)
+    model: str = Field(max_length=200)
+    system_turn: int | None = None
+    options: dict[str, Any] = json_object()
+    idempotency_key: str | None = Field(default=None, max_length=200)
+    ready_at: datetime
+    attempts: int = 0
+    ambiguous: int = 0
+    """Attempts after which nobody knows whether the provider worked: capped by themselves."""
+    rescues: int = 0
+    """How often a worker died over it: capped by themselves, since such a turn may be what kills them."""
+    retry_of: int | None = None
+    cancel_requested_at: datetime | None = None
+    error_type: str | None = Field(default=None, max_length=60)
+    error_message: str | None = Field(default=None, sa_type=Text)
+    error_status: int | None = None
+    error_retryable: bool | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class MessageRow(Row, table=True):
+    """One utterance. Position 0 is a system message that begins to apply here, 1 the prompt, 2 the reply."""
+
+    __tablename__ = "messages"
+    __table_args__ = (one_of("role", Role),)
+
+    session_id: int = owned_by_session(autoincrement=False)
+    turn_number: int = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    role: Role = Field(sa_type=String(20))
+    content: str = Field(sa_type=Text)
+    created_at: datetime
+
+
+class AttemptRow(Row, table=True):
+    """One try at a turn, one POST to a model: committed before the call is made, so that it counts also if nobody lives to
+    tell. The spend ledger."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        one_of("outcome", AttemptOutcome),
+        CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_has_an_outcome"),
+    )
+
+    session_id: int = owned_by_session(autoincrement=False)
+    turn_number: int = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    token: int = Field(sa_type=BigInteger)
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: AttemptOutcome | None = Field(default=None, sa_type=String(20))
+    error_type: str | None = Field(default=None, max_length=60)
+    status_code: int | None = None
+    request_id: str | None = Field(default=None, max_length=200)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    price: float | None = None
+    """In US dollars; null: not priced."""
+    price_table: str | None = Field(default=None, max_length=60)
+
+
+class TickRow(Row, table=True):
+    """One firing of the timetable. Its key is unique, so that two beats fire once."""
+
+    __tablename__ = "ticks"
+
+    name: str = Field(primary_key=True, max_length=60)
+    slot: int = Field(primary_key=True, sa_type=BigInteger)
+    """Whole periods since 1970, by the database's clock."""
+    fired_at: datetime
+
+
+class WorkerProcessRow(Row, table=True):
+    """Who is alive: written by each process's heartbeat, taken away when it stops or is found dead."""
+
+    __tablename__ = "worker_processes"
+    __table_args__ = (one_of("kind", ProcessKind),)
+
+    id: str = Field(primary_key=True, max_length=200)
+    """The lease owner's name: boot ID, PID namespace, PID, start time."""
+    kind: ProcessKind = choice(ProcessKind.WORKER)
+    host: str = Field(max_length=200)
+    pid: int
+    lanes: str = Field(max_length=200)
+    concurrency: int
+    version: str = Field(max_length=40)
+    started_at: datetime
+    heartbeat_at: datetime
+
+
+class RemovalRow(Row, table=True):
+    """What was removed, when, and under which rule: IDs and counts, never text."""
+
+    __tablename__ = "removals"
+    __table_args__ = (Index(None, "removed_at"), {"sqlite_autoincrement": True})
+
+    id: int = serial()
+    session_key: str = Field(max_length=200)
+    rule: str = Field(max_length=200)
+    turns: int
+    messages: int
+    last_activity_at: datetime
+    removed_at: datetime
+
+
+FINAL_IS_FINAL = {
+    "sqlite": (
+        """
+CREATE TRIGGER turns_final_is_final BEFORE UPDATE OF state ON turns
+WHEN OLD.finished_at IS NOT NULL AND NEW.state <> OLD.state
+BEGIN SELECT RAISE(ABORT, 'a final turn is never left'); END""",
+    ),
+    "postgresql": (
+        """
+CREATE FUNCTION inturn_final_is_final() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION 'a final turn is never left' USING ERRCODE = 'check_violation'; END $$""",
+        """
+CREATE TRIGGER turns_final_is_final BEFORE UPDATE OF state ON turns FOR EACH ROW
+WHEN (OLD.finished_at IS NOT NULL AND NEW.state <> OLD.state) EXECUTE FUNCTION inturn_final_is_final()""",
+    ),
+}
+"""The trigger that forbids leaving a final state. The WHEN clause costs nothing on the way into one."""
+
+for _dialect, _statements in FINAL_IS_FINAL.items():
+    for _statement in _statements:
+        event.listen(
+            Row.metadata.tables["turns"],
+            "after_create",
+            DDL(_statement.replace("%", "%%")).execute_if(dialect=_dialect),
+        )
