@@ -1,0 +1,61 @@
+"""What may be stored: session IDs, prompts, and text of any kind."""
+
+import re
+from typing import Any
+
+from inturn.models.errors import InvalidInputError, InvalidPromptError, InvalidSessionIdError
+
+SESSION_ID = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
+PROMPT_LIMIT = 256 * 1024
+"""Bytes of UTF-8."""
+REPLACEMENT = "\ufffd"
+
+
+def storable(text: str) -> str:
+    """``text`` with what no database takes replaced by U+FFFD: NUL (PostgreSQL) and lone surrogates (both)."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.replace("\x00", REPLACEMENT)
+
+
+def storable_json(value: Any) -> Any:
+    """``value`` with every string in it made storable."""
+    match value:
+        case str():
+            return storable(value)
+        case dict():
+            return {storable(str(name)): storable_json(item) for name, item in value.items()}
+        case list() | tuple():
+            return [storable_json(item) for item in value]
+        case None | bool() | int() | float():
+            return value
+    raise InvalidInputError(f"{value!r:.100} is a {type(value).__name__}: labels and options hold what JSON can")
+
+
+def checked_session_id(session_id: object) -> str:
+    """Raises: InvalidSessionIdError."""
+    if not isinstance(session_id, str) or not SESSION_ID.fullmatch(session_id):
+        raise InvalidSessionIdError(session_id)
+    return session_id
+
+
+def checked_prompt(prompt: object) -> str:
+    """The prompt as it will be stored.
+
+    Raises:
+        InvalidPromptError: it is no text, empty, or larger than 256 KiB.
+    """
+    if not isinstance(prompt, str):
+        raise InvalidPromptError(f"a prompt is a str, and this is a {type(prompt).__name__}")
+    if not prompt.strip():
+        raise InvalidPromptError("the prompt is empty: there is nothing to answer")
+    stored = storable(prompt)
+    size = len(stored) if stored.isascii() else len(stored.encode())
+    if size > PROMPT_LIMIT:
+        raise InvalidPromptError(
+            f"the prompt has {size:,} bytes, and {PROMPT_LIMIT:,} (256 KiB) are the limit: shorten it, or send it in parts"
+        )
+    return stored

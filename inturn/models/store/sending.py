@@ -1,0 +1,319 @@
+"""What the asking side changes: sessions made and resumed, prompts accepted, turns cancelled."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, case, func, insert, null, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from inturn.models.clock import now
+from inturn.models.content import storable
+from inturn.models.database import Database
+from inturn.models.errors import (
+    IdempotencyConflictError,
+    SessionBusyError,
+    SessionExistsError,
+    SessionNotFoundError,
+    TurnNotFoundError,
+)
+from inturn.models.states import UNFINISHED, Lane, Retention, Role, SessionState, TurnState
+from inturn.models.store import retention
+from inturn.models.tables import LeaseRow, MessageRow, SessionRow, TurnRow
+
+HINT_STALE_SECONDS = 5.0
+"""A ready session whose hint is older is hinted again by the next send: it may have been lost."""
+
+UPSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+SYSTEM, PROMPT = 0, 1
+"""Positions of messages within a turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a session is made from."""
+
+    key: str
+    model: str
+    system_message: str | None = None
+    options: dict[str, Any] | None = None
+    labels: dict[str, Any] | None = None
+    context_turns: int | None = None
+    retention: Retention = Retention.POLICY
+    retention_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An accepted prompt, and whether a worker must be told."""
+
+    session_id: int
+    number: int
+    lane: Lane
+    hint: bool
+
+
+def create_session(database: Database, new: NewSession) -> int:
+    """Make a session; returns its surrogate id.
+
+    Raises:
+        SessionExistsError: the ID is taken; nothing was changed.
+    """
+    created = database.transact(lambda db: _create(db, new))
+    if created is None and retention.finish_removal(database, new.key):
+        created = database.transact(lambda db: _create(db, new))
+    if created is None:
+        raise SessionExistsError(new.key)
+    return created
+
+
+def _create(db: Connection, new: NewSession) -> int | None:
+    insert_session = (
+        UPSERT[db.dialect.name](SessionRow)
+        .values(
+            key=new.key,
+            model=new.model,
+            system_turn=1 if new.system_message else None,
+            options=new.options or {},
+            labels=new.labels or {},
+            context_turns=new.context_turns,
+            held=False,
+            retention=new.retention,
+            retention_seconds=new.retention_seconds,
+            state=SessionState.ACTIVE,
+            next_turn=1,
+            created_at=now(),
+            last_activity_at=now(),
+        )
+        .on_conflict_do_nothing(index_elements=["key"])
+        .returning(SessionRow.id)
+    )
+    session_id: int | None = db.execute(insert_session).scalar()
+    if session_id is None:
+        return None
+    db.execute(insert(LeaseRow).values(session_id=session_id, token=0, lane=Lane.CHAT))
+    if new.system_message:
+        _write(db, session_id, 1, SYSTEM, Role.SYSTEM, new.system_message)
+    return session_id
+
+
+def _write(db: Connection, session_id: int, turn: int, position: int, role: Role, content: str) -> None:
+    values = {
+        "session_id": session_id,
+        "turn_number": turn,
+        "position": position,
+        "role": role,
+        "content": storable(content),
+        "created_at": now(),
+    }
+    statement = UPSERT[db.dialect.name](MessageRow).values(values)
+    # A system message that was changed twice before a send replaces itself: no model was ever shown the first.
+    if position == SYSTEM:
+        statement = statement.on_conflict_do_update(
+            index_elements=["session_id", "turn_number", "position"], set_={"content": values["content"]}
+        )
+    db.execute(statement)
+
+
+def resume_session(database: Database, key: str, model: str | None = None, system_message: str | None = None) -> int:
+    """Take a session up again, from now on with another model or system message if given; returns its surrogate id.
+
+    Raises:
+        SessionNotFoundError: there is none of that ID.
+    """
+
+    def resume(db: Connection) -> int:
+        changes: dict[str, Any] = {"last_activity_at": now()}
+        if model is not None:
+            changes["model"] = model
+        if system_message is not None:
+            changes["system_turn"] = SessionRow.next_turn if system_message else None
+        row = db.execute(
+            update(SessionRow)
+            .where(SessionRow.key == key, SessionRow.state == SessionState.ACTIVE)  # type: ignore[arg-type]
+            .values(changes)
+            .returning(SessionRow.id, SessionRow.next_turn)  # type: ignore[call-overload]
+        ).one_or_none()
+        if row is None:
+            raise SessionNotFoundError(key)
+        if system_message:
+            _write(db, row.id, row.next_turn, SYSTEM, Role.SYSTEM, system_message)
+        return int(row.id)
+
+    return database.transact(resume)
+
+
+def hold(database: Database, key: str, held: bool) -> None:
+    """Exempt a session from retention, or no longer. Raises: SessionNotFoundError."""
+
+    def change(db: Connection) -> None:
+        mine = (SessionRow.key == key) & (SessionRow.state == SessionState.ACTIVE)  # type: ignore[operator]
+        if not db.execute(update(SessionRow).where(mine).values(held=held)).rowcount:
+            raise SessionNotFoundError(key)
+
+    database.transact(change)
+
+
+def send(
+    database: Database,
+    key: str,
+    prompt: str,
+    *,
+    session_id: int | None = None,
+    idempotency_key: str | None = None,
+    when_busy: Literal["enqueue", "reject"] = "enqueue",
+    options: dict[str, Any] | None = None,
+    lane: Lane = Lane.CHAT,
+    retry_of: int | None = None,
+) -> Sent:
+    """Accept a prompt: number it, store it, and make the session ready. Returned means stored.
+
+    Args:
+        key: the session's ID.
+        session_id: the surrogate id that the caller's handle stands for; a session that was deleted and made again
+            under the same key is another one.
+        idempotency_key: the same key and prompt again is the same turn.
+
+    Raises:
+        SessionNotFoundError, SessionBusyError, IdempotencyConflictError: nothing was stored.
+    """
+
+    def accept(db: Connection) -> Sent:
+        mine = (SessionRow.key == key) & (SessionRow.state == SessionState.ACTIVE)  # type: ignore[operator]
+        if session_id is not None:
+            mine &= SessionRow.id == session_id
+        row = db.execute(
+            update(SessionRow)
+            .where(mine)
+            .values(next_turn=SessionRow.next_turn + 1, last_activity_at=now())
+            .returning(SessionRow.id, SessionRow.next_turn, SessionRow.model, SessionRow.system_turn)  # type: ignore[call-overload]
+        ).one_or_none()
+        if row is None:
+            raise SessionNotFoundError(key)
+        number = row.next_turn - 1
+        if when_busy == "reject" and _is_busy(db, row.id):
+            raise SessionBusyError(key)
+        db.execute(
+            insert(TurnRow).values(
+                session_id=row.id,
+                number=number,
+                state=TurnState.QUEUED,
+                lane=lane,
+                model=row.model,
+                system_turn=row.system_turn,
+                options=options or {},
+                idempotency_key=idempotency_key,
+                ready_at=now(),
+                attempts=0,
+                ambiguous=0,
+                rescues=0,
+                retry_of=retry_of,
+                created_at=now(),
+            )
+        )
+        _write(db, row.id, number, PROMPT, Role.USER, prompt)
+        return _wake(db, row.id, number, lane)
+
+    if idempotency_key is None:
+        return database.transact(accept)
+
+    def accept_once(db: Connection) -> Sent:
+        sent = _sent_before(db, key, session_id, idempotency_key, prompt)
+        return sent or accept(db)
+
+    return database.transact(accept_once)
+
+
+def _sent_before(db: Connection, key: str, session_id: int | None, idempotency_key: str, prompt: str) -> Sent | None:
+    """The turn that the idempotency key stands for already. Takes the session's lock, so that two of a kind wait."""
+    mine = (SessionRow.key == key) & (SessionRow.state == SessionState.ACTIVE)  # type: ignore[operator]
+    if session_id is not None:
+        mine &= SessionRow.id == session_id
+    locked = db.execute(select(SessionRow.id).where(mine).with_for_update(key_share=True)).scalar()
+    if locked is None:
+        raise SessionNotFoundError(key)
+    row = db.execute(
+        select(TurnRow.number, TurnRow.lane, MessageRow.content)  # type: ignore[call-overload]
+        .join(MessageRow, (MessageRow.session_id == TurnRow.session_id) & (MessageRow.turn_number == TurnRow.number))
+        .where(
+            TurnRow.session_id == locked, TurnRow.idempotency_key == idempotency_key, MessageRow.position == PROMPT
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.content != prompt:
+        raise IdempotencyConflictError(key, idempotency_key)
+    return Sent(locked, row.number, Lane(row.lane), hint=False)
+
+
+def _is_busy(db: Connection, session_id: int) -> bool:
+    unfinished = select(TurnRow.number).where(
+        TurnRow.session_id == session_id,  # type: ignore[arg-type]
+        TurnRow.state.in_(UNFINISHED),  # type: ignore[attr-defined]
+    )
+    return db.execute(unfinished.limit(1)).first() is not None
+
+
+def _wake(db: Connection, session_id: int, number: int, lane: Lane) -> Sent:
+    """Make the session ready, also while it is owned: its owner looks again under this row's lock when it releases."""
+    mine = LeaseRow.session_id == session_id
+    stale = LeaseRow.hinted_at < now(-HINT_STALE_SECONDS)  # type: ignore[operator]
+    lease = db.execute(
+        select(LeaseRow.owner, LeaseRow.ready_at, case((stale, True), else_=False).label("stale"))  # type: ignore[call-overload]
+        .where(mine)
+        .with_for_update()
+    ).one()
+    hint = lease.owner is None and (lease.ready_at is None or lease.stale)
+    changes: dict[str, Any] = {"ready_at": func.coalesce(LeaseRow.ready_at, now())}
+    if lease.owner is None and lease.ready_at is None:
+        changes["lane"] = lane
+    if hint:
+        changes["hinted_at"] = now()
+    db.execute(update(LeaseRow).where(mine).values(changes))  # type: ignore[arg-type]
+    return Sent(session_id, number, lane, hint)
+
+
+def cancel(database: Database, session_id: int, number: int) -> tuple[TurnState, bool]:
+    """Take a turn back: a waiting one at once, a running one by a flag that its worker looks for. Final ones stay.
+
+    Returns:
+        The state in which the turn was found, and whether the session's next turn needs a hint.
+
+    Raises:
+        TurnNotFoundError: there is no such turn.
+    """
+
+    def take_back(db: Connection) -> tuple[TurnState, bool]:
+        owner = db.execute(
+            select(LeaseRow.owner).where(LeaseRow.session_id == session_id).with_for_update()  # type: ignore[arg-type]
+        ).scalar()
+        turn = (TurnRow.session_id == session_id) & (TurnRow.number == number)
+        state = db.execute(select(TurnRow.state).where(turn)).scalar()  # type: ignore[arg-type]
+        if state is None:
+            raise TurnNotFoundError(f"{session_id}.{number}")
+        if state == TurnState.QUEUED:
+            db.execute(
+                update(TurnRow).where(turn).values(state=TurnState.CANCELLED, finished_at=now(), cancel_requested_at=now())  # type: ignore[arg-type]
+            )
+            return TurnState.QUEUED, owner is None and make_ready(db, session_id)
+        if state == TurnState.RUNNING:
+            db.execute(
+                update(TurnRow)
+                .where(turn, TurnRow.cancel_requested_at.is_(None))  # type: ignore[arg-type, union-attr]
+                .values(cancel_requested_at=now())
+            )
+        return TurnState(state), False
+
+    return database.transact(take_back)
+
+
+def make_ready(db: Connection, session_id: int) -> bool:
+    """Set an unowned lease by the session's lowest waiting turn; the caller holds its lock. Returns whether it may run."""
+    waiting = db.execute(
+        select(TurnRow.ready_at, TurnRow.lane)  # type: ignore[call-overload]
+        .where(TurnRow.session_id == session_id, TurnRow.state == TurnState.QUEUED)
+        .order_by(TurnRow.number)
+        .limit(1)
+    ).one_or_none()
+    changes: dict[str, Any] = {"ready_at": null()} if waiting is None else {"ready_at": waiting.ready_at, "lane": waiting.lane}
+    db.execute(update(LeaseRow).where(LeaseRow.session_id == session_id).values(changes))  # type: ignore[arg-type]
+    return waiting is not None
