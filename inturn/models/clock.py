@@ -7,7 +7,7 @@ SQLite: ``strftime`` with the format in which SQLAlchemy stores times, so that t
 
 from typing import Any
 
-from sqlalchemy import Float, bindparam
+from sqlalchemy import ColumnElement, Float, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -27,13 +27,15 @@ def after(dialect: str, seconds: str) -> str:
 
 
 class now(FunctionElement[Any]):  # noqa: N801  (it reads as the SQL function that it is)
-    """The present in SQLAlchemy expressions; ``now(seconds=-30)`` is half a minute ago."""
+    """The present in SQLAlchemy expressions; ``now(-30)`` is half a minute ago, ``now(column)`` that many seconds ahead."""
 
     type = UTCDateTime()
     inherit_cache = True
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        super().__init__(bindparam("seconds", float(seconds), Float(), unique=True))
+    def __init__(self, seconds: float | ColumnElement[Any] = 0.0) -> None:
+        if isinstance(seconds, int | float):
+            seconds = bindparam("seconds", float(seconds), Float(), unique=True)
+        super().__init__(seconds)
 
 
 @compiles(now, "postgresql")

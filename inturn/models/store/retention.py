@@ -6,6 +6,8 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, null, or_, select, update
 
+from sqlmodel import col
+
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError
@@ -95,7 +97,7 @@ def expired(default_seconds: float) -> ColumnElement[bool]:
 
 
 def idle_longer_than_its_own() -> ColumnElement[bool]:
-    return SessionRow.last_activity_at < now_minus(SessionRow.retention_seconds)  # type: ignore[operator, arg-type, no-any-return]
+    return SessionRow.last_activity_at < now(-col(SessionRow.retention_seconds))  # type: ignore[operator, no-any-return]
 
 
 def list_expired(database: Database, default_seconds: float, after: int = 0, limit: int = 100) -> list[tuple[int, Removal]]:
@@ -125,7 +127,7 @@ def remove_expired(database: Database, default_seconds: float, limit: int = 100)
 
     def chunk(db: Connection) -> list[Removal]:
         locked = select(SessionRow.id).where(expired(default_seconds)).order_by(SessionRow.id).limit(limit)  # type: ignore[arg-type]
-        ids = [row.id for row in db.execute(locked.with_for_update(skip_locked=True))]
+        ids = [row.id for row in db.execute(locked.with_for_update(skip_locked=True, key_share=True))]
         if not ids:
             return []
         # Counted anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.

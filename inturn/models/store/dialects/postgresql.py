@@ -1,0 +1,147 @@
+"""The working verbs on PostgreSQL: one statement each, whatever the number of turns.
+
+``(SELECT clock_timestamp())`` rather than the bare function in comparisons: only so is it an index condition.
+"""
+
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+SESSION_SETTINGS = (
+    # The claim's and the settle's plans must not depend on statistics that say "owner is always null" a moment after
+    # thousands of leases were taken; custom plans and table scans are what the planner then chooses.
+    "SET plan_cache_mode = force_generic_plan",
+    "SET enable_seqscan = off",
+    "SET enable_hashjoin = off",
+    "SET enable_mergejoin = off",
+    "SET jit = off",
+)
+
+CLAIM = text("""
+WITH named AS MATERIALIZED (
+    SELECT session_id FROM leases
+    WHERE session_id = ANY(CAST(:named AS bigint[])) AND lane = :lane
+      AND owner IS NULL AND ready_at <= (SELECT clock_timestamp())
+    ORDER BY session_id FOR UPDATE
+), laned AS MATERIALIZED (
+    SELECT session_id FROM leases
+    WHERE lane = :lane AND owner IS NULL AND ready_at <= (SELECT clock_timestamp())
+      AND session_id <> ALL(CAST(:named AS bigint[]))
+    ORDER BY ready_at LIMIT GREATEST(0, :slots - (SELECT count(*) FROM named)) FOR UPDATE SKIP LOCKED
+), leased AS (
+    UPDATE leases AS l
+    SET owner = :owner, token = l.token + 1, ready_at = NULL,
+        expires_at = clock_timestamp() + make_interval(secs => CAST(:lease_seconds AS double precision))
+    FROM (SELECT session_id FROM named UNION ALL SELECT session_id FROM laned) AS picked
+    WHERE l.session_id = picked.session_id
+    RETURNING l.session_id, l.token
+), next AS MATERIALIZED (
+    SELECT leased.session_id, leased.token, lowest.number
+    FROM leased LEFT JOIN LATERAL (
+        SELECT t.number FROM turns AS t WHERE t.session_id = leased.session_id AND t.state = 'queued'
+        ORDER BY t.number LIMIT 1
+    ) AS lowest ON true
+), started AS (
+    UPDATE turns AS t
+    SET state = 'running', attempts = t.attempts + 1, started_at = coalesce(t.started_at, clock_timestamp())
+    FROM next WHERE t.session_id = next.session_id AND t.number = next.number AND t.state = 'queued'
+    RETURNING t.session_id, t.number, t.attempts, t.ambiguous, t.model, t.options, t.system_turn, next.token
+), tried AS (
+    INSERT INTO attempts (session_id, turn_number, number, token, started_at)
+    SELECT session_id, number, attempts, token, clock_timestamp() FROM started
+)
+SELECT next.session_id, next.token, :lane AS lane, s.key, CAST(s.options AS text) AS session_options,
+    started.number, started.attempts, started.ambiguous, started.model, CAST(started.options AS text) AS options,
+    (SELECT m.content FROM messages AS m
+     WHERE m.session_id = started.session_id AND m.turn_number = started.number AND m.position = 1) AS prompt,
+    (SELECT m.content FROM messages AS m
+     WHERE m.session_id = started.session_id AND m.turn_number = started.system_turn AND m.position = 0) AS system,
+    (SELECT CAST(json_agg(json_build_array(m.turn_number, m.position, m.role, m.content)) AS text)
+     FROM (SELECT t.number FROM turns AS t
+           WHERE t.session_id = started.session_id AND t.number < started.number AND t.state = 'completed'
+           ORDER BY t.number DESC LIMIT coalesce(s.context_turns, :context_turns)) AS shown
+     JOIN messages AS m ON m.session_id = started.session_id AND m.turn_number = shown.number AND m.position > 0
+    ) AS history
+FROM next JOIN sessions AS s ON s.id = next.session_id LEFT JOIN started ON started.session_id = next.session_id
+""")
+
+FREE = text("""
+UPDATE leases SET owner = NULL, expires_at = NULL, ready_at = (
+    SELECT t.ready_at FROM turns AS t WHERE t.session_id = leases.session_id AND t.state = 'queued'
+    ORDER BY t.number LIMIT 1)
+WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND owner = :owner
+""")
+
+# While a lease is owned its ``ready_at`` is null unless a send set it meanwhile. Such a send may have committed after this
+# statement's snapshot was taken (its row lock was waited for), so that the lowest turn looked up here misses its turn;
+# the lease row is read anew after the wait, so its ``ready_at`` does not: the lost wake-up is closed by ``coalesce``.
+SETTLE = text("""
+WITH item AS MATERIALIZED (
+    SELECT i.*, lowest.ready_at, lowest.lane
+    FROM json_to_recordset(CAST(:items AS json)) AS i (
+        session_id bigint, token bigint, number int, attempt int, state text, outcome text, reply text,
+        delay_seconds double precision, error_type text, error_message text, status_code int, retryable boolean,
+        request_id text, input_tokens int, output_tokens int)
+    LEFT JOIN LATERAL (
+        SELECT t.ready_at, t.lane FROM turns AS t WHERE t.session_id = i.session_id AND t.state = 'queued'
+        ORDER BY t.number LIMIT 1
+    ) AS lowest ON true
+), held AS (
+    UPDATE leases AS l
+    SET owner = NULL, expires_at = NULL,
+        ready_at = CASE WHEN item.state = 'queued' THEN clock_timestamp() + make_interval(secs => item.delay_seconds)
+                        ELSE coalesce(item.ready_at, l.ready_at) END,
+        lane = CASE WHEN item.state = 'queued' THEN l.lane ELSE coalesce(item.lane, l.lane) END
+    FROM item WHERE l.session_id = item.session_id AND l.token = item.token AND l.owner = :owner
+    RETURNING l.session_id
+), kept AS MATERIALIZED (
+    SELECT item.* FROM item WHERE item.session_id IN (SELECT session_id FROM held)
+), turned AS (
+    UPDATE turns AS t
+    SET state = kept.state,
+        finished_at = CASE WHEN kept.state = 'queued' THEN NULL ELSE clock_timestamp() END,
+        ready_at = CASE WHEN kept.state = 'queued'
+                        THEN clock_timestamp() + make_interval(secs => kept.delay_seconds) ELSE t.ready_at END,
+        ambiguous = t.ambiguous + CASE WHEN kept.outcome = 'ambiguous' THEN 1 ELSE 0 END,
+        error_type = CASE WHEN kept.state = 'failed' THEN kept.error_type END,
+        error_message = CASE WHEN kept.state = 'completed' THEN NULL ELSE kept.error_message END,
+        error_status = CASE WHEN kept.state = 'completed' THEN NULL ELSE kept.status_code END,
+        error_retryable = CASE WHEN kept.state = 'failed' THEN kept.retryable END,
+        input_tokens = kept.input_tokens, output_tokens = kept.output_tokens
+    FROM kept WHERE t.session_id = kept.session_id AND t.number = kept.number
+), tried AS (
+    UPDATE attempts AS a
+    SET ended_at = clock_timestamp(), outcome = kept.outcome, error_type = kept.error_type,
+        status_code = kept.status_code, request_id = kept.request_id,
+        input_tokens = kept.input_tokens, output_tokens = kept.output_tokens
+    FROM kept
+    WHERE a.session_id = kept.session_id AND a.turn_number = kept.number AND a.number = kept.attempt
+), said AS (
+    INSERT INTO messages (session_id, turn_number, position, role, content, created_at)
+    SELECT session_id, number, 2, 'assistant', reply, clock_timestamp() FROM kept WHERE state = 'completed'
+)
+SELECT session_id FROM kept
+""")
+
+
+def claim(
+    db: Connection, owner: str, lease_seconds: float, context_turns: int, lane: str, named: list[int], slots: int
+) -> list[dict[str, Any]]:
+    asked = {
+        "owner": owner,
+        "lease_seconds": lease_seconds,
+        "context_turns": context_turns,
+        "lane": str(lane),
+        "named": named,
+        "slots": slots,
+    }
+    rows = [dict(row) for row in db.execute(CLAIM, asked).mappings()]
+    # Ready for nothing: its waiting turn was cancelled while an owner held it, or while this statement waited for its lock.
+    idle = [row["session_id"] for row in rows if row["number"] is None]
+    if idle:
+        db.execute(FREE, {"sessions": idle, "owner": owner})
+    return [row for row in rows if row["number"] is not None]
+
+
+def settle(db: Connection, owner: str, items: str) -> set[int]:
+    return {row.session_id for row in db.execute(SETTLE, {"items": items, "owner": owner})}

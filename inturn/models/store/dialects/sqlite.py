@@ -1,0 +1,144 @@
+"""The working verbs on SQLite: a few set statements over ``json_each`` inside one ``BEGIN IMMEDIATE`` transaction, whose
+lock stands in for PostgreSQL's row locks."""
+
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, text
+
+from inturn.models.clock import NOW, after
+
+SESSION_SETTINGS: tuple[str, ...] = ()
+
+NOW_ = NOW["sqlite"]
+LISTED = "(SELECT value FROM json_each(:sessions))"
+LOWEST = "FROM turns WHERE session_id = leases.session_id AND state = 'queued' ORDER BY number LIMIT 1"
+
+NAMED = text(f"""
+SELECT session_id FROM leases
+WHERE session_id IN {LISTED} AND lane = :lane AND owner IS NULL AND ready_at <= {NOW_}
+""")
+
+LANED = text(f"""
+SELECT session_id FROM leases
+WHERE lane = :lane AND owner IS NULL AND ready_at IS NOT NULL AND ready_at <= {NOW_} AND session_id NOT IN {LISTED}
+ORDER BY ready_at LIMIT :slots
+""")
+
+LEASE = text(f"""
+UPDATE leases SET owner = :owner, token = token + 1, ready_at = NULL, expires_at = {after("sqlite", ":lease_seconds")}
+WHERE session_id IN {LISTED}
+""")
+
+START = text(f"""
+UPDATE turns SET state = 'running', attempts = attempts + 1, started_at = coalesce(started_at, {NOW_})
+WHERE (session_id, number) IN (
+    SELECT session_id, min(number) FROM turns WHERE session_id IN {LISTED} AND state = 'queued' GROUP BY session_id)
+RETURNING session_id
+""")
+
+TRY = text(f"""
+INSERT INTO attempts (session_id, turn_number, number, token, started_at)
+SELECT t.session_id, t.number, t.attempts, l.token, {NOW_}
+FROM turns AS t JOIN leases AS l ON l.session_id = t.session_id
+WHERE t.session_id IN {LISTED} AND t.state = 'running'
+""")
+
+LOAD = text(f"""
+SELECT t.session_id, l.token, :lane AS lane, s.key, s.options AS session_options,
+    t.number, t.attempts, t.ambiguous, t.model, t.options,
+    (SELECT m.content FROM messages AS m
+     WHERE m.session_id = t.session_id AND m.turn_number = t.number AND m.position = 1) AS prompt,
+    (SELECT m.content FROM messages AS m
+     WHERE m.session_id = t.session_id AND m.turn_number = t.system_turn AND m.position = 0) AS system,
+    (SELECT json_group_array(json_array(m.turn_number, m.position, m.role, m.content))
+     FROM (SELECT e.number FROM turns AS e
+           WHERE e.session_id = t.session_id AND e.number < t.number AND e.state = 'completed'
+           ORDER BY e.number DESC LIMIT coalesce(s.context_turns, :context_turns)) AS shown
+     JOIN messages AS m ON m.session_id = t.session_id AND m.turn_number = shown.number AND m.position > 0
+    ) AS history
+FROM turns AS t JOIN leases AS l ON l.session_id = t.session_id JOIN sessions AS s ON s.id = t.session_id
+WHERE t.session_id IN {LISTED} AND t.state = 'running'
+""")
+
+FREE = text(f"""
+UPDATE leases SET owner = NULL, expires_at = NULL, ready_at = (SELECT ready_at {LOWEST})
+WHERE session_id IN {LISTED} AND owner = :owner
+""")
+
+HELD = text("""
+SELECT l.session_id FROM json_each(:items) AS i
+JOIN leases AS l ON l.session_id = i.value ->> 'session_id'
+WHERE l.token = i.value ->> 'token' AND l.owner = :owner
+""")
+
+TURN = text(f"""
+UPDATE turns
+SET state = i.value ->> 'state',
+    finished_at = CASE WHEN i.value ->> 'state' = 'queued' THEN NULL ELSE {NOW_} END,
+    ready_at = CASE WHEN i.value ->> 'state' = 'queued'
+                    THEN {after("sqlite", "i.value ->> 'delay_seconds'")} ELSE ready_at END,
+    ambiguous = ambiguous + (i.value ->> 'outcome' = 'ambiguous'),
+    error_type = CASE WHEN i.value ->> 'state' = 'failed' THEN i.value ->> 'error_type' END,
+    error_message = CASE WHEN i.value ->> 'state' = 'completed' THEN NULL ELSE i.value ->> 'error_message' END,
+    error_status = CASE WHEN i.value ->> 'state' = 'completed' THEN NULL ELSE i.value ->> 'status_code' END,
+    error_retryable = CASE WHEN i.value ->> 'state' = 'failed' THEN i.value ->> 'retryable' END,
+    input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens'
+FROM json_each(:items) AS i
+WHERE turns.session_id = i.value ->> 'session_id' AND turns.number = i.value ->> 'number'
+""")
+
+TRIED = text(f"""
+UPDATE attempts
+SET ended_at = {NOW_}, outcome = i.value ->> 'outcome', error_type = i.value ->> 'error_type',
+    status_code = i.value ->> 'status_code', request_id = i.value ->> 'request_id',
+    input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens'
+FROM json_each(:items) AS i
+WHERE attempts.session_id = i.value ->> 'session_id' AND attempts.turn_number = i.value ->> 'number'
+  AND attempts.number = i.value ->> 'attempt'
+""")
+
+SAY = text(f"""
+INSERT INTO messages (session_id, turn_number, position, role, content, created_at)
+SELECT i.value ->> 'session_id', i.value ->> 'number', 2, 'assistant', i.value ->> 'reply', {NOW_}
+FROM json_each(:items) AS i WHERE i.value ->> 'state' = 'completed'
+""")
+
+RELEASE = text(f"""
+UPDATE leases
+SET owner = NULL, expires_at = NULL, ready_at = (SELECT ready_at {LOWEST}), lane = coalesce((SELECT lane {LOWEST}), lane)
+WHERE session_id IN {LISTED}
+""")
+
+
+def claim(
+    db: Connection, owner: str, lease_seconds: float, context_turns: int, lane: str, named: list[int], slots: int
+) -> list[dict[str, Any]]:
+    asked: dict[str, Any] = {"lane": str(lane), "sessions": orjson.dumps(named).decode()}
+    picked = [row.session_id for row in db.execute(NAMED, asked)] if named else []
+    if len(picked) < slots:
+        picked += [row.session_id for row in db.execute(LANED, asked | {"slots": slots - len(picked)})]
+    if not picked:
+        return []
+    listed: dict[str, Any] = {"sessions": orjson.dumps(picked).decode()}
+    db.execute(LEASE, listed | {"owner": owner, "lease_seconds": lease_seconds})
+    started = {row.session_id for row in db.execute(START, listed)}
+    # Ready for nothing: its waiting turn was cancelled while an owner held it.
+    if len(started) < len(picked):
+        idle = [session for session in picked if session not in started]
+        db.execute(FREE, {"sessions": orjson.dumps(idle).decode(), "owner": owner})
+    db.execute(TRY, listed)
+    loaded = db.execute(LOAD, listed | {"lane": str(lane), "context_turns": context_turns})
+    return [dict(row) for row in loaded.mappings()]
+
+
+def settle(db: Connection, owner: str, items: str) -> set[int]:
+    held = {row.session_id for row in db.execute(HELD, {"items": items, "owner": owner})}
+    if not held:
+        return held
+    listed = {"sessions": orjson.dumps(sorted(held)).decode()}
+    kept = {"items": orjson.dumps([item for item in orjson.loads(items) if item["session_id"] in held]).decode()}
+    for statement in (TURN, TRIED, SAY):
+        db.execute(statement, kept)
+    db.execute(RELEASE, listed)
+    return held
