@@ -72,7 +72,8 @@ def list_processes(db: Connection, silent_seconds: float) -> list[WorkerInfo]:
 def tick(db: Connection, name: str, slot: int) -> bool:
     """Claim one firing of the timetable; False if somebody has. Older slots of the name are forgotten."""
     fired = UPSERT[db.dialect.name](TickRow).values(name=name, slot=slot, fired_at=now())
-    first = db.execute(fired.on_conflict_do_nothing(index_elements=["name", "slot"])).rowcount == 1
+    once = fired.on_conflict_do_nothing(index_elements=["name", "slot"]).returning(TickRow.slot)
+    first = db.execute(once).first() is not None
     if first:
         db.execute(delete(TickRow).where(col(TickRow.name) == name, col(TickRow.slot) < slot - 100))
     return first

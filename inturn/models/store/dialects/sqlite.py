@@ -51,14 +51,20 @@ SELECT t.session_id, l.token, :lane AS lane, s.key, s.options AS session_options
      WHERE m.session_id = t.session_id AND m.turn_number = t.number AND m.position = 1) AS prompt,
     (SELECT m.content FROM messages AS m
      WHERE m.session_id = t.session_id AND m.turn_number = t.system_turn AND m.position = 0) AS system,
+    coalesce(s.context_turns, :context_turns) AS shown
+FROM turns AS t JOIN leases AS l ON l.session_id = t.session_id JOIN sessions AS s ON s.id = t.session_id
+WHERE t.session_id IN {LISTED} AND t.state = 'running'
+""")
+
+# A statement of its own for each number of turns to show, nearly always one: LIMIT sees no column from outside here.
+HISTORY = text(f"""
+SELECT t.session_id,
     (SELECT json_group_array(json_array(m.turn_number, m.position, m.role, m.content))
      FROM (SELECT e.number FROM turns AS e
            WHERE e.session_id = t.session_id AND e.number < t.number AND e.state = 'completed'
-           ORDER BY e.number DESC LIMIT coalesce(s.context_turns, :context_turns)) AS shown
-     JOIN messages AS m ON m.session_id = t.session_id AND m.turn_number = shown.number AND m.position > 0
-    ) AS history
-FROM turns AS t JOIN leases AS l ON l.session_id = t.session_id JOIN sessions AS s ON s.id = t.session_id
-WHERE t.session_id IN {LISTED} AND t.state = 'running'
+           ORDER BY e.number DESC LIMIT :shown) AS shown
+     JOIN messages AS m ON m.session_id = t.session_id AND m.turn_number = shown.number AND m.position > 0) AS history
+FROM turns AS t WHERE t.session_id IN {LISTED} AND t.state = 'running'
 """)
 
 FREE = text(f"""
@@ -129,7 +135,16 @@ def claim(
         db.execute(FREE, {"sessions": orjson.dumps(idle).decode(), "owner": owner})
     db.execute(TRY, listed)
     loaded = db.execute(LOAD, listed | {"lane": str(lane), "context_turns": context_turns})
-    return [dict(row) for row in loaded.mappings()]
+    return with_history(db, [dict(row) for row in loaded.mappings()])
+
+
+def with_history(db: Connection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    histories: dict[int, str] = {}
+    for shown in {row["shown"] for row in rows}:
+        listed = orjson.dumps([row["session_id"] for row in rows if row["shown"] == shown]).decode()
+        found = db.execute(HISTORY, {"sessions": listed, "shown": shown})
+        histories |= {row.session_id: row.history for row in found}
+    return [row | {"history": histories[row["session_id"]]} for row in rows]
 
 
 def settle(db: Connection, owner: str, items: str) -> set[int]:
