@@ -26,7 +26,7 @@ def after(dialect: str, seconds: str) -> str:
     return f"(clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
 
 
-class now(FunctionElement[Any]):  # noqa: N801  (it reads as the SQL function that it is)
+class now(FunctionElement[Any]):
     """The present in SQLAlchemy expressions; ``now(-30)`` is half a minute ago, ``now(column)`` that many seconds ahead."""
 
     type = UTCDateTime()

@@ -1,6 +1,7 @@
 """What may be stored: session IDs, prompts, and text of any kind."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from inturn.models.errors import InvalidInputError, InvalidPromptError, InvalidSessionIdError
@@ -59,3 +60,20 @@ def checked_prompt(prompt: object) -> str:
             f"the prompt has {size:,} bytes, and {PROMPT_LIMIT:,} (256 KiB) are the limit: shorten it, or send it in parts"
         )
     return stored
+
+
+def checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    """Raises: InvalidInputError."""
+    for name, value in (labels or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InvalidInputError(
+                f"label {name!r:.100}={value!r:.100} is refused: names and values of labels are str"
+            )
+    return {storable(name): storable(value) for name, value in (labels or {}).items()}
+
+
+def checked_context(turns: int | None) -> int | None:
+    """Raises: InvalidInputError."""
+    if turns is not None and (not isinstance(turns, int) or turns < 0):
+        raise InvalidInputError(f"context_turns is {turns!r}: it is a number of turns, 0 or more")
+    return turns

@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from inturn.models.errors import DatabaseUnreachableError, InturnError, SchemaError, StorageError
+from inturn.models.store.dialects import postgresql
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +40,37 @@ class Database:
     Args:
         url: a SQLAlchemy URL: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
         connections: how many connections the process may keep open.
+        session_settings: statements that every new connection begins with (PostgreSQL).
     """
 
-    def __init__(self, url: str, connections: int = 10) -> None:
+    def __init__(self, url: str, connections: int = 10, session_settings: Sequence[str] = ()) -> None:
         self.url = make_url(url)
         self.dialect = self.url.get_backend_name()
         self._writer = threading.Lock()
+        self._session_settings = session_settings
         self.engine = self._sqlite() if self.dialect == "sqlite" else self._postgresql(connections)
 
     def _postgresql(self, connections: int) -> Engine:
-        return create_engine(
+        engine = create_engine(
             self.url,
             pool_size=connections,
             max_overflow=0,
             pool_pre_ping=True,
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "inturn"},
         )
+        event.listen(engine, "connect", self._set_session)
+        return engine
+
+    def _set_session(self, connection: Any, _record: Any) -> None:
+        if self._session_settings:
+            connection.execute("; ".join(self._session_settings))
+            connection.commit()
+
+    def dedicated(self) -> "Database":
+        """A database with one connection for the ledger's statements; on SQLite, where one writes at a time, this one."""
+        if self.dialect == "sqlite":
+            return self
+        return Database(self.url.render_as_string(hide_password=False), 1, postgresql.SESSION_SETTINGS)
 
     def _sqlite(self) -> Engine:
         engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})

@@ -25,10 +25,12 @@ InturnError
 A message says what happened, with the value, why, and the next thing to try.
 """
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from inturn.client import Turn
+
+class HasId(Protocol):
+    @property
+    def id(self) -> str: ...
 
 
 class InturnError(Exception):
@@ -65,7 +67,9 @@ class UnknownModelError(InvalidInputError):
 
 class SessionNotFoundError(InturnError, LookupError):
     def __init__(self, session_id: str) -> None:
-        super().__init__(f"no session {session_id!r}: it was never created here, or it was deleted. `inturn session list` shows what there is")
+        super().__init__(
+            f"no session {session_id!r}: it was never created here, or it was deleted. `inturn session list` shows what there is"
+        )
         self.session_id = session_id
 
 
@@ -77,7 +81,9 @@ class SessionExistsError(InturnError):
 
 class SessionBusyError(InturnError):
     def __init__(self, session_id: str) -> None:
-        super().__init__(f"session {session_id!r} has unfinished turns, and when_busy='reject' was asked for; nothing was stored")
+        super().__init__(
+            f"session {session_id!r} has unfinished turns, and when_busy='reject' was asked for; nothing was stored"
+        )
         self.session_id = session_id
 
 
@@ -93,7 +99,9 @@ class IdempotencyConflictError(InturnError):
 
 class TurnNotFoundError(InturnError, LookupError):
     def __init__(self, turn_id: str) -> None:
-        super().__init__(f"no turn {turn_id!r}: its session was deleted, or the ID is not one (`inturn turn list SESSION` shows them)")
+        super().__init__(
+            f"no turn {turn_id!r}: its session was deleted, or the ID is not one (`inturn turn list SESSION` shows them)"
+        )
         self.turn_id = turn_id
 
 
@@ -117,7 +125,7 @@ class TurnCancelledError(InturnError):
 class SendTimeoutError(InturnError, TimeoutError):
     """Waiting took too long. The turn goes on; its reply can be had later from ``turn.wait()``."""
 
-    def __init__(self, turn: "Turn", seconds: float) -> None:
+    def __init__(self, turn: HasId, seconds: float) -> None:
         super().__init__(
             f"no reply to turn {turn.id} within {seconds:g} s. The turn goes on: wait for it again with turn.wait(), "
             f"or look at it with `inturn turn show {turn.id}`"

@@ -222,7 +222,8 @@ class MessageRow(Row, table=True):
 
 class AttemptRow(Row, table=True):
     """One try at a turn, one POST to a model: committed before the call is made, so that it counts also if nobody lives to
-    tell. The spend ledger."""
+    tell. The spend ledger.
+    """
 
     __tablename__ = "attempts"
     __table_args__ = (

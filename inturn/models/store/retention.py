@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, null, or_, select, update
-
 from sqlmodel import col
 
 from inturn.models.clock import now
@@ -68,7 +67,11 @@ def take_away(database: Database, session_id: int, next_turn: int) -> None:
     """Remove the rows of a session that is ``deleting``, oldest turns first, and at last the session itself."""
     for upto in range(TURNS_A_TRANSACTION, next_turn + TURNS_A_TRANSACTION, TURNS_A_TRANSACTION):
         with database.writing() as db:
-            for rows, number in ((MessageRow, MessageRow.turn_number), (AttemptRow, AttemptRow.turn_number), (TurnRow, TurnRow.number)):
+            for rows, number in (
+                (MessageRow, MessageRow.turn_number),
+                (AttemptRow, AttemptRow.turn_number),
+                (TurnRow, TurnRow.number),
+            ):
                 db.execute(delete(rows).where(rows.session_id == session_id, number <= upto))  # type: ignore[arg-type]
     with database.writing() as db:
         db.execute(delete(SessionRow).where(SessionRow.id == session_id))  # type: ignore[arg-type]
@@ -100,7 +103,9 @@ def idle_longer_than_its_own() -> ColumnElement[bool]:
     return SessionRow.last_activity_at < now(-col(SessionRow.retention_seconds))  # type: ignore[operator, no-any-return]
 
 
-def list_expired(database: Database, default_seconds: float, after: int = 0, limit: int = 100) -> list[tuple[int, Removal]]:
+def list_expired(
+    database: Database, default_seconds: float, after: int = 0, limit: int = 100
+) -> list[tuple[int, Removal]]:
     """Sessions that the policy would remove now, by ascending surrogate id."""
     with database.reading() as db:
         return list(_removals(db, _counted().where(expired(default_seconds), SessionRow.id > after).limit(limit)))  # type: ignore[arg-type]
@@ -114,7 +119,9 @@ def _counted() -> Select[tuple[int, str, Retention, datetime, int, int]]:
     ).order_by(SessionRow.id)
 
 
-def _removals(db: Connection, statement: Select[tuple[int, str, Retention, datetime, int, int]]) -> Iterator[tuple[int, Removal]]:
+def _removals(
+    db: Connection, statement: Select[tuple[int, str, Retention, datetime, int, int]]
+) -> Iterator[tuple[int, Removal]]:
     for session_id, key, rule, active, turns, messages in db.execute(statement):
         yield session_id, Removal(key, f"{Retention(rule)}", turns, messages, active)
 

@@ -1,10 +1,12 @@
 """What the asking side changes: sessions made and resumed, prompts accepted, turns cancelled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Connection, case, func, insert, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import col
 
 from inturn.models.clock import now
 from inturn.models.content import storable
@@ -40,6 +42,15 @@ class NewSession:
     context_turns: int | None = None
     retention: Retention = Retention.POLICY
     retention_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A session with work that waits for a hint."""
+
+    session_id: int
+    key: str
+    lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +245,7 @@ def _sent_before(db: Connection, key: str, session_id: int | None, idempotency_k
     row = db.execute(
         select(TurnRow.number, TurnRow.lane, MessageRow.content)  # type: ignore[call-overload]
         .join(MessageRow, (MessageRow.session_id == TurnRow.session_id) & (MessageRow.turn_number == TurnRow.number))
-        .where(
-            TurnRow.session_id == locked, TurnRow.idempotency_key == idempotency_key, MessageRow.position == PROMPT
-        )
+        .where(TurnRow.session_id == locked, TurnRow.idempotency_key == idempotency_key, MessageRow.position == PROMPT)
     ).one_or_none()
     if row is None:
         return None
@@ -272,17 +281,17 @@ def _wake(db: Connection, session_id: int, number: int, lane: Lane) -> Sent:
     return Sent(session_id, number, lane, hint)
 
 
-def cancel(database: Database, session_id: int, number: int) -> tuple[TurnState, bool]:
+def cancel(database: Database, session_id: int, number: int) -> tuple[TurnState, Ready | None]:
     """Take a turn back: a waiting one at once, a running one by a flag that its worker looks for. Final ones stay.
 
     Returns:
-        The state in which the turn was found, and whether the session's next turn needs a hint.
+        The state in which the turn was found, and the session if its next turn needs a hint now.
 
     Raises:
         TurnNotFoundError: there is no such turn.
     """
 
-    def take_back(db: Connection) -> tuple[TurnState, bool]:
+    def take_back(db: Connection) -> tuple[TurnState, Ready | None]:
         owner = db.execute(
             select(LeaseRow.owner).where(LeaseRow.session_id == session_id).with_for_update()  # type: ignore[arg-type]
         ).scalar()
@@ -292,18 +301,31 @@ def cancel(database: Database, session_id: int, number: int) -> tuple[TurnState,
             raise TurnNotFoundError(f"{session_id}.{number}")
         if state == TurnState.QUEUED:
             db.execute(
-                update(TurnRow).where(turn).values(state=TurnState.CANCELLED, finished_at=now(), cancel_requested_at=now())  # type: ignore[arg-type]
+                update(TurnRow)
+                .where(turn)
+                .values(state=TurnState.CANCELLED, finished_at=now(), cancel_requested_at=now())  # type: ignore[arg-type]
             )
-            return TurnState.QUEUED, owner is None and make_ready(db, session_id)
+            ready = list_ready(db, [session_id]) if owner is None and make_ready(db, session_id) else []
+            return TurnState.QUEUED, next(iter(ready), None)
         if state == TurnState.RUNNING:
             db.execute(
                 update(TurnRow)
                 .where(turn, TurnRow.cancel_requested_at.is_(None))  # type: ignore[arg-type, union-attr]
                 .values(cancel_requested_at=now())
             )
-        return TurnState(state), False
+        return TurnState(state), None
 
     return database.transact(take_back)
+
+
+def list_ready(db: Connection, sessions: Sequence[int]) -> list[Ready]:
+    """The sessions, as their hints name them."""
+    rows = db.execute(
+        select(LeaseRow.session_id, SessionRow.key, LeaseRow.lane)  # type: ignore[call-overload]
+        .join(SessionRow, col(SessionRow.id) == col(LeaseRow.session_id))
+        .where(col(LeaseRow.session_id).in_(sessions))
+    )
+    return [Ready(row.session_id, row.key, Lane(row.lane)) for row in rows]
 
 
 def make_ready(db: Connection, session_id: int) -> bool:
@@ -314,6 +336,8 @@ def make_ready(db: Connection, session_id: int) -> bool:
         .order_by(TurnRow.number)
         .limit(1)
     ).one_or_none()
-    changes: dict[str, Any] = {"ready_at": null()} if waiting is None else {"ready_at": waiting.ready_at, "lane": waiting.lane}
+    changes: dict[str, Any] = (
+        {"ready_at": null()} if waiting is None else {"ready_at": waiting.ready_at, "lane": waiting.lane}
+    )
     db.execute(update(LeaseRow).where(LeaseRow.session_id == session_id).values(changes))  # type: ignore[arg-type]
     return waiting is not None

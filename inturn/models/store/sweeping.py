@@ -4,13 +4,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, null, or_, select, update
 from sqlmodel import col
 
 from inturn.models.clock import now
 from inturn.models.states import AttemptOutcome, Lane, TurnState
-from inturn.models.store.sending import make_ready
-from inturn.models.tables import AttemptRow, LeaseRow, SessionRow, TurnRow
+from inturn.models.store.sending import Ready, list_ready, make_ready
+from inturn.models.tables import AttemptRow, LeaseRow, TurnRow
 
 CHUNK = 200
 
@@ -21,15 +21,6 @@ class Caps:
 
     attempts: int
     rescues: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A session with work that waits for a hint."""
-
-    session_id: int
-    key: str
-    lane: Lane
 
 
 def rescue_expired(db: Connection, caps: Caps) -> list[Ready]:
@@ -56,7 +47,9 @@ def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Read
         return []
     leases = col(LeaseRow.session_id).in_(sessions)
     db.execute(
-        update(LeaseRow).where(leases).values(owner=null(), expires_at=null(), token=LeaseRow.token + 1, hinted_at=now())
+        update(LeaseRow)
+        .where(leases)
+        .values(owner=null(), expires_at=null(), token=LeaseRow.token + 1, hinted_at=now())
     )
     db.execute(
         update(AttemptRow)
@@ -65,7 +58,7 @@ def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Read
     )
     _requeue(db, sessions, caps)
     ready = [session for session in sessions if make_ready(db, session)]
-    return _named(db, ready)
+    return list_ready(db, ready)
 
 
 def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> None:
@@ -90,15 +83,6 @@ def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> None:
     )
 
 
-def _named(db: Connection, sessions: Sequence[int]) -> list[Ready]:
-    rows = db.execute(
-        select(LeaseRow.session_id, SessionRow.key, LeaseRow.lane)  # type: ignore[call-overload]
-        .join(SessionRow, col(SessionRow.id) == col(LeaseRow.session_id))
-        .where(col(LeaseRow.session_id).in_(sessions))
-    )
-    return [Ready(row.session_id, row.key, Lane(row.lane)) for row in rows]
-
-
 def unhinted(db: Connection, lane: Lane, stale_seconds: float, limit: int) -> list[Ready]:
     """Ready sessions that nobody was told about lately; from now on they count as told."""
     waiting = (
@@ -107,8 +91,11 @@ def unhinted(db: Connection, lane: Lane, stale_seconds: float, limit: int) -> li
             col(LeaseRow.lane) == lane,
             col(LeaseRow.owner).is_(None),
             col(LeaseRow.ready_at) <= now(),
-            or_(col(LeaseRow.hinted_at).is_(None), col(LeaseRow.hinted_at) < now(-stale_seconds),
-                col(LeaseRow.hinted_at) < col(LeaseRow.ready_at)),
+            or_(
+                col(LeaseRow.hinted_at).is_(None),
+                col(LeaseRow.hinted_at) < now(-stale_seconds),
+                col(LeaseRow.hinted_at) < col(LeaseRow.ready_at),
+            ),
         )
         .order_by(LeaseRow.ready_at)
         .limit(limit)
@@ -117,13 +104,14 @@ def unhinted(db: Connection, lane: Lane, stale_seconds: float, limit: int) -> li
     sessions = [row.session_id for row in db.execute(waiting)]
     if sessions:
         db.execute(update(LeaseRow).where(col(LeaseRow.session_id).in_(sessions)).values(hinted_at=now()))
-    return _named(db, sessions)
+    return list_ready(db, sessions)
 
 
 def cancel_abandoned(db: Connection) -> list[Ready]:
     """Turns that went back to waiting in the very moment when their user took them back."""
     flagged = select(TurnRow.session_id).where(  # type: ignore[call-overload]
-        col(TurnRow.cancel_requested_at).is_not(None), col(TurnRow.finished_at).is_(None),
+        col(TurnRow.cancel_requested_at).is_not(None),
+        col(TurnRow.finished_at).is_(None),
         col(TurnRow.state) == TurnState.QUEUED,
     )
     unowned = (
@@ -137,11 +125,14 @@ def cancel_abandoned(db: Connection) -> list[Ready]:
         return []
     db.execute(
         update(TurnRow)
-        .where(col(TurnRow.session_id).in_(sessions), col(TurnRow.state) == TurnState.QUEUED,
-               col(TurnRow.cancel_requested_at).is_not(None))
+        .where(
+            col(TurnRow.session_id).in_(sessions),
+            col(TurnRow.state) == TurnState.QUEUED,
+            col(TurnRow.cancel_requested_at).is_not(None),
+        )
         .values(state=TurnState.CANCELLED, finished_at=now())
     )
-    return _named(db, [session for session in sessions if make_ready(db, session)])
+    return list_ready(db, [session for session in sessions if make_ready(db, session)])
 
 
 def extend(db: Connection, owner: str, lease_seconds: float, renew_below_seconds: float) -> dict[int, int]:
@@ -183,5 +174,3 @@ def database_time(db: Connection) -> float:
     """The database's clock, in seconds since 1970."""
     moment: Any = db.execute(select(now())).scalar_one()
     return float(moment.timestamp())
-
-

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
+from sqlmodel import col
 
 from inturn.models.content import storable
 from inturn.models.states import AttemptOutcome, Lane, Role, TurnState
 from inturn.models.store.dialects import postgresql, sqlite
+from inturn.models.tables import AttemptRow
 
 ENGINES = {"postgresql": postgresql, "sqlite": sqlite}
 
@@ -87,9 +89,7 @@ def claim(
     for lane in dict.fromkeys(claim.lane for claim in claims):
         asking = [place for place, claim in enumerate(claims) if claim.lane == lane]
         named = {session for place in asking if (session := claims[place].session_id) is not None}
-        rows = ENGINES[db.dialect.name].claim(
-            db, owner, lease_seconds, context_turns, lane, sorted(named), len(asking)
-        )
+        rows = ENGINES[db.dialect.name].claim(db, owner, lease_seconds, context_turns, lane, sorted(named), len(asking))
         started = {row["session_id"]: _started(row) for row in rows}
         _hand_out(started, claims, asking, answers)
     return answers
@@ -136,6 +136,23 @@ def settle(db: Connection, owner: str, settlements: Sequence[Settlement]) -> set
     return ENGINES[db.dialect.name].settle(db, owner, orjson.dumps(items).decode())
 
 
+def settled_before(db: Connection, settlements: Sequence[Settlement]) -> set[int]:
+    """After a commit whose outcome nobody knows: the sessions whose settlement is in the database already."""
+    found = set()
+    for each in settlements:
+        outcome = db.execute(
+            select(AttemptRow.outcome).where(  # type: ignore[call-overload]
+                col(AttemptRow.session_id) == each.session_id,
+                col(AttemptRow.turn_number) == each.number,
+                col(AttemptRow.number) == each.attempt,
+                col(AttemptRow.token) == each.token,
+            )
+        ).scalar()
+        if outcome == each.outcome:
+            found.add(each.session_id)
+    return found
+
+
 def _item(settlement: Settlement) -> dict[str, Any]:
     item = {name: getattr(settlement, name) for name in Settlement.__slots__}
     for name in ("reply", "error_message", "request_id"):
@@ -144,5 +161,3 @@ def _item(settlement: Settlement) -> dict[str, Any]:
     if item["request_id"] is not None:
         item["request_id"] = item["request_id"][:200]
     return item
-
-

@@ -1,5 +1,6 @@
 """The working verbs on SQLite: a few set statements over ``json_each`` inside one ``BEGIN IMMEDIATE`` transaction, whose
-lock stands in for PostgreSQL's row locks."""
+lock stands in for PostgreSQL's row locks.
+"""
 
 from typing import Any
 

@@ -1,0 +1,17 @@
+"""``inturn beat``: Celery's beat, with the timetable of inturn."""
+
+import click
+
+from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.worker import LOG_LEVELS, run_celery
+
+
+@click.command()
+@click.option("--loglevel", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="How much to log.")
+@pass_invocation
+def beat(invocation: Invocation, loglevel: str) -> None:
+    """Run the timetable: sweep and cleanup.
+
+    Two of them do no harm: every tick fires once.
+    """
+    run_celery(invocation, "beat", f"--loglevel={loglevel}")

@@ -1,0 +1,47 @@
+"""``inturn config``: the settings, as they are and where they come from."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inturn.cli import render
+from inturn.cli.invocation import Invocation, pass_invocation
+
+if TYPE_CHECKING:
+    from inturn.settings import Settings
+
+
+def effective(settings: "Settings") -> dict[str, Any]:
+    """Every value, masked, with what is used in the place of those that are empty."""
+    from inturn.settings import masked_url
+    from inturn.workers.app import broker_url
+
+    return settings.masked() | {
+        "database_url": masked_url(settings.effective_database_url),
+        "broker_url": masked_url(broker_url(settings)),
+        "default_model": settings.effective_default_model,
+    }
+
+
+@click.group()
+def config() -> None:
+    """Show every setting and where it comes from."""
+
+
+@config.command("show")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per setting.")
+@pass_invocation
+def show(invocation: Invocation, as_json: bool) -> None:
+    """Show every setting, its value (secrets masked) and its origin.
+
+    A value comes from the first of: flag, environment (INTURN_...), ./inturn.toml, the user's file, default.
+    """
+    values, origins = effective(invocation.settings), invocation.settings.origins()
+    if as_json:
+        fields = type(invocation.settings).model_fields
+        for name, value in values.items():
+            about = {"origin": origins[name], "description": fields[name].description}
+            render.json_line({"name": name, "value": value, **about})
+    else:
+        rows = [(name, value if value != {} else None, origins[name]) for name, value in values.items()]
+        render.table(["setting", "value", "origin"], rows, empty="")

@@ -1,0 +1,199 @@
+"""``inturn doctor``: a check-up. Every line says what is, and where it is not well, what mends it."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+import click
+
+from inturn.cli import render
+from inturn.cli.exits import Exit
+from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.models.errors import InturnError
+from inturn.models.states import ProcessKind
+
+if TYPE_CHECKING:
+    from inturn.models.database import Database
+    from inturn.settings import Settings
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+OTHER_VARIABLES = {"INTURN_DEBUG"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the check-up. ``warn`` is worth a look; ``fail`` keeps inturn from working."""
+
+    state: Literal["ok", "warn", "fail"]
+    subject: str
+    sentence: str
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per finding.")
+@pass_invocation
+def doctor(invocation: Invocation, as_json: bool) -> int:
+    """Say what works, what does not, and how to mend it.
+
+    Looks at database and schema, broker, workers, beat, the providers' keys, and settings that are dangerous. Ends with
+    1 when something keeps inturn from working.
+    """
+    failed = False
+    for finding in check_up(invocation.settings):
+        failed = failed or finding.state == "fail"
+        if as_json:
+            render.json_line(asdict(finding))
+        else:
+            render.verdict(finding.state, finding.subject, finding.sentence)
+    return Exit.FAILURE if failed else Exit.OK
+
+
+def check_up(settings: "Settings") -> Iterator[Finding]:
+    """All findings, in the order in which one thing needs the other."""
+    yield from check_database(settings)
+    yield from check_broker(settings)
+    yield from check_model(settings)
+    yield from check_settings(settings)
+
+
+def check_database(settings: "Settings") -> Iterator[Finding]:
+    """Whether it answers, with the right schema; then who has said there that it is alive."""
+    from inturn.models import migrations
+    from inturn.models.database import Database
+    from inturn.settings import masked_url
+
+    shown = masked_url(settings.effective_database_url)
+    if not settings.database_url and not (settings.home / "inturn.db").exists():
+        yield Finding("ok", "database", f"{shown} is not there yet: the first command that needs it makes it")
+        return
+    try:
+        with closing(Database(settings.effective_database_url, connections=1)) as database:
+            migrations.check(database)
+            yield Finding("ok", "database", f"{shown}, schema {migrations.HEAD}")
+            yield from check_processes(settings, database)
+    except InturnError as error:
+        yield Finding("fail", "database", str(error))
+
+
+def check_processes(settings: "Settings", database: "Database") -> Iterator[Finding]:
+    """Who is alive."""
+    from inturn.models.store.presence import list_processes
+
+    with database.reading() as db:
+        processes = [one for one in list_processes(db, settings.lease_seconds) if one.alive]
+    state: Literal["warn", "fail"] = "warn" if settings.is_embedded else "fail"
+    too = "; so does any command that waits for a reply" if settings.is_embedded else ""
+    workers = [one for one in processes if one.kind is ProcessKind.WORKER]
+    if workers:
+        who = ", ".join(f"{one.host}/{one.pid} ({one.lanes})" for one in workers)
+        yield Finding("ok", "workers", f"{len(workers)} alive: {who}")
+    else:
+        yield Finding(
+            state, "workers", f"none is alive, so nothing is answered: `inturn worker` or `inturn up` starts one{too}"
+        )
+    if any(one.kind is ProcessKind.BEAT for one in processes):
+        yield Finding("ok", "beat", "alive")
+    else:
+        yield Finding(
+            "warn", "beat", f"not alive, so nothing is cleaned up: `inturn beat` or `inturn up` starts it{too}"
+        )
+
+
+def check_broker(settings: "Settings") -> Iterator[Finding]:
+    """Whether it answers, and keeps what it is given."""
+    from inturn.settings import masked_url
+
+    if settings.has_embedded_broker:
+        yield embedded_broker(settings)
+        return
+    import redis
+
+    from inturn.workers.queues import connect
+
+    shown = masked_url(settings.broker_url)
+    try:
+        with connect(settings.broker_url) as client:
+            about = client.info()
+    except (redis.RedisError, OSError, ValueError) as error:
+        yield Finding("fail", "broker", f"{shown} does not answer ({error}): start it, or set INTURN_BROKER_URL")
+        return
+    if about.get("cluster_enabled"):
+        yield Finding("fail", "broker", f"{shown} is a Redis Cluster, which Celery cannot use: name a single server")
+    elif about.get("maxmemory") and about.get("maxmemory_policy") != "noeviction":
+        policy = about.get("maxmemory_policy")
+        yield Finding(
+            "warn", "broker", f"{shown} evicts ({policy}), which delays turns: set maxmemory-policy noeviction"
+        )
+    else:
+        yield Finding("ok", "broker", f"{shown}, version {about.get('valkey_version') or about.get('redis_version')}")
+
+
+def embedded_broker(settings: "Settings") -> Finding:
+    from inturn.workers import embedded
+
+    try:
+        if embedded.broker_answers(settings.home):
+            return Finding("ok", "broker", f"the embedded one answers on {embedded.broker_socket(settings.home)}")
+        binary = embedded.server_binary()
+    except InturnError as error:
+        return Finding("fail", "broker", str(error))
+    return Finding("warn", "broker", f"the embedded one ({binary.name}) does not run: `inturn up` starts it")
+
+
+def check_model(settings: "Settings") -> Iterator[Finding]:
+    """Whether the default model can be asked, and every provider has the key that it names."""
+    model, providers = settings.effective_default_model, settings.available_providers
+    used = model.partition("/")[0]
+    if used not in providers:
+        yield Finding(
+            "fail", "model", f"{model} has no provider: add [providers.{used}] to inturn.toml, or set its key"
+        )
+    elif providers[used].type == "echo":
+        yield Finding(
+            "warn", "model", f"{model} is no real model, it only echoes: set OPENAI_API_KEY or add a provider"
+        )
+    else:
+        yield Finding("ok", "model", f"{model}, at {providers[used].base_url}")
+    for name, provider in providers.items():
+        if provider.api_key_env and provider.api_key() is None:
+            state: Literal["warn", "fail"] = "fail" if name == used else "warn"
+            yield Finding(state, "key", f"{provider.api_key_env}, the key of provider {name}, is not set: export it")
+        elif provider.api_key_env:
+            yield Finding("ok", "key", f"{provider.api_key_env}, the key of provider {name}, is set")
+
+
+def check_settings(settings: "Settings") -> Iterator[Finding]:
+    """What works and is still a danger."""
+    known = {f"INTURN_{name.upper()}" for name in settings.origins()} | OTHER_VARIABLES
+    for name in sorted(name for name in os.environ if name.startswith("INTURN_") and name not in known):
+        yield Finding(
+            "warn", "settings", f"{name} is set and means nothing to inturn: `inturn config show` has the names"
+        )
+    for name, provider in settings.available_providers.items():
+        url = urlsplit(provider.base_url)
+        if url.scheme == "http" and url.hostname not in LOOPBACK and provider.api_key_env:
+            yield Finding(
+                "warn", "settings", f"provider {name} gets its key over plain http ({url.hostname}): use https"
+            )
+    if settings.home.exists() and settings.home.stat().st_mode & 0o077:
+        yield Finding("warn", "settings", f"other users can look into {settings.home}: chmod 700 {settings.home}")
+    if settings.effective_database_url.startswith("sqlite"):
+        yield from check_sqlite(settings)
+
+
+def check_sqlite(settings: "Settings") -> Iterator[Finding]:
+    # The bug: https://www.sqlite.org/wal.html#walresetbug
+    version = sqlite3.sqlite_version_info
+    if not (version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)):
+        sentence = (
+            f"SQLite {sqlite3.sqlite_version} may, very rarely, damage a database with several writers (WAL reset"
+        )
+        yield Finding(
+            "warn", "sqlite", f"{sentence} bug): a Python with SQLite 3.51.3 or later, or PostgreSQL, does not"
+        )
+    if settings.broker_url:
+        yield Finding("warn", "settings", "a SQLite file with a broker of its own: all workers must be on this machine")

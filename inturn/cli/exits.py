@@ -1,0 +1,39 @@
+"""Exit codes by name, and which error ends the command with which."""
+
+from enum import IntEnum
+
+from inturn.models import errors
+
+
+class Exit(IntEnum):
+    """What the shell is told."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    """The command, an argument or a setting is wrong; nothing was done."""
+    NOT_FOUND = 4
+    """No such session or turn."""
+    UNREACHABLE = 69
+    """Database, broker or provider cannot be reached, or no worker is alive (EX_UNAVAILABLE of sysexits.h)."""
+    TIMED_OUT = 124
+    """Waiting took too long; the turn goes on (what timeout(1) says)."""
+    INTERRUPTED = 130
+    """Ctrl-C (128 + SIGINT, as shells say)."""
+
+
+CODES: dict[type[errors.InturnError], Exit] = {
+    errors.InvalidInputError: Exit.USAGE,
+    errors.SettingsError: Exit.USAGE,
+    errors.SessionNotFoundError: Exit.NOT_FOUND,
+    errors.TurnNotFoundError: Exit.NOT_FOUND,
+    errors.DatabaseUnreachableError: Exit.UNREACHABLE,
+    errors.BrokerUnreachableError: Exit.UNREACHABLE,
+    errors.NoWorkerError: Exit.UNREACHABLE,
+    errors.SendTimeoutError: Exit.TIMED_OUT,
+}
+
+
+def exit_code(error: errors.InturnError) -> Exit:
+    """The code of an error: its own, or that of the nearest kind above it in the tree."""
+    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), Exit.FAILURE)

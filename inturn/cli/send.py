@@ -1,0 +1,70 @@
+"""``inturn send``: one prompt, with or without its reply."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inturn.cli import render
+from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.records import message_record, turn_record
+
+if TYPE_CHECKING:
+    from inturn.client import Client, Session, Turn
+
+READ_LIMIT = 2**20  # far more than a prompt may have: who pipes in a film is refused, and not read to its end
+
+
+@click.command()
+@click.argument("session_id", metavar="ID")
+@click.argument("prompt")
+@click.option("--wait", is_flag=True, help="Wait for the reply and print it.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Seconds to wait (implies --wait) [60].",
+)
+@click.option("--idempotency-key", help="The same key sends once, however often it is sent.")
+@click.option("--when-busy", type=click.Choice(["enqueue", "reject"]), default="enqueue", help="If turns wait already.")
+@click.option("--create", is_flag=True, help="Create the session if there is none.")
+@click.option("--model", help="provider/model of a session that --create makes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the turn, or with --wait the reply, as JSON.")
+@pass_invocation
+def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any) -> None:
+    """Send one prompt to a session.
+
+    Prints the turn's ID as soon as the prompt is stored, or with --wait the reply. PROMPT - reads stdin.
+    """
+    if choices["model"] and not choices["create"]:
+        raise click.UsageError("--model is for a session that --create makes; `inturn chat ID --model` changes one")
+    text = render.read_all(READ_LIMIT) if prompt == "-" else prompt
+    with invocation.client() as client:
+        session = target(client, session_id, choices["create"], choices["model"])
+        turn = session.send(text, idempotency_key=choices["idempotency_key"], when_busy=choices["when_busy"])
+        if choices["wait"] or choices["timeout"]:
+            print_reply(turn, choices["timeout"] or 60.0, choices["as_json"])
+        else:
+            print_turn(client, turn, choices["as_json"])
+
+
+def target(client: "Client", session_id: str, create: bool, model: str | None) -> "Session":
+    """The session to send to; one that does not exist is only made on demand, so that a slip of the pen makes none."""
+    return client.get_or_create_session(session_id, model=model) if create else client.resume_session(session_id)
+
+
+def print_reply(turn: "Turn", timeout: float, as_json: bool) -> None:
+    with render.waiting(f"waiting for turn {turn.id} ..."):
+        message = turn.wait(timeout)
+    if as_json:
+        render.json_line(message_record(message))
+    else:
+        render.data(message.data.content)
+
+
+def print_turn(client: "Client", turn: "Turn", as_json: bool) -> None:
+    if as_json:
+        render.json_line(turn_record(turn))
+    else:
+        render.data(turn.id)
+    if not any(worker.alive for worker in client.list_workers()):
+        render.talk("the prompt is stored; no worker is alive: `inturn up` or `inturn worker` will answer it")

@@ -1,0 +1,117 @@
+"""``inturn session``: create, list, show, delete, hold and release."""
+
+from itertools import islice
+from typing import Any
+
+import click
+
+from inturn.cli import render
+from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.records import message_record, session_record
+from inturn.cli.values import json_pair, moment, pair, retention_rule
+
+SPEAKERS = {"user.message": "you", "assistant.message": "assistant", "system.message": "system"}
+
+
+@click.group()
+def session() -> None:
+    """Create, list, show, delete, hold and release sessions."""
+
+
+@session.command()
+@click.argument("session_id", metavar="[ID]", required=False)
+@click.option("--model", help="provider/model.")
+@click.option("--system", "system_message", help="What the model is told beforehand.")
+@click.option("--label", "labels", type=pair, multiple=True, metavar="KEY=VALUE", help="May be repeated.")
+@click.option("--option", "options", type=json_pair, multiple=True, metavar="KEY=JSON", help="May be repeated.")
+@click.option("--context-turns", type=click.IntRange(min=1), metavar="N", help="Earlier turns that the model is shown.")
+@click.option("--retention", type=retention_rule, default="policy", metavar="7d|never|policy", help="When it goes.")
+@pass_invocation
+def create(invocation: Invocation, /, session_id: str | None, **choices: Any) -> None:
+    """Create a session, under an ID of your choice or a new one, and print the ID."""
+    choices |= {name: dict(choices[name]) or None for name in ("labels", "options")}
+    with invocation.client() as client:
+        render.data(client.create_session(session_id, **choices).session_id)
+
+
+@session.command("list")
+@click.option("--prefix", help="Only IDs that begin so.")
+@click.option("--label", "labels", type=pair, multiple=True, metavar="KEY=VALUE", help="Only with all these labels.")
+@click.option("--model", help="Only with this model.")
+@click.option("--active-after", type=moment, metavar="WHEN", help="Only used since (2025-12-31, or 7d ago).")
+@click.option("--active-before", type=moment, metavar="WHEN", help="Only unused since.")
+@click.option("--busy/--idle", default=None, help="Only with, or without, unfinished turns.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many.")
+@click.option("--after", metavar="CURSOR", help="Go on behind the last one of an earlier list.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per session, with its cursor.")
+@pass_invocation
+def list_(invocation: Invocation, /, as_json: bool, limit: int | None, **filters: Any) -> None:
+    """List sessions."""
+    filters["labels"] = dict(filters["labels"]) or None
+    with invocation.client() as client:
+        found = client.list_sessions(limit=limit, **filters)
+        if as_json:
+            for one in found:
+                render.json_line(session_record(one) | {"cursor": one.cursor})
+            return
+        listed = list(found)
+    columns = ["session", "model", "turns", "busy", "held", "last activity", "labels"]
+    rows = [(s.session_id, s.model, s.turns, s.busy, s.held, s.last_activity_at, s.labels) for s in listed]
+    render.table(columns, rows, empty="no sessions. `inturn chat` begins one")
+    if limit and len(listed) == limit:
+        render.talk(f"there may be more: --after {listed[-1].cursor}")
+
+
+@session.command()
+@click.argument("session_id", metavar="ID")
+@click.option(
+    "--messages", "count", type=click.IntRange(min=0), metavar="N", help="Only the first so many messages [all]."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the messages in it.")
+@pass_invocation
+def show(invocation: Invocation, session_id: str, count: int | None, as_json: bool) -> None:
+    """Show a session with its messages."""
+    with invocation.client() as client:
+        opened = client.resume_session(session_id)
+        record, messages = session_record(opened.metadata()), islice(opened.get_messages(), count)
+        if as_json:
+            # "messages" is their number in a list, and the messages themselves here.
+            render.json_line(record | {"messages": [message_record(message) for message in messages]})
+            return
+        render.records(record.items())
+        for message in messages:
+            render.utterance(SPEAKERS.get(message.type, message.type), message.data.content)
+
+
+@session.command()
+@click.argument("session_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_invocation
+def delete(invocation: Invocation, session_id: str, yes: bool) -> None:
+    """Delete a session with everything in it, for good."""
+    with invocation.client() as client:
+        messages = client.resume_session(session_id).metadata().messages
+        if not yes and not render.ask(f"Delete session {session_id} with its {messages} messages for good?"):
+            raise click.Abort
+        client.delete_session(session_id)
+    render.talk(f"session {session_id} is deleted")
+
+
+@session.command()
+@click.argument("session_id", metavar="ID")
+@pass_invocation
+def hold(invocation: Invocation, session_id: str) -> None:
+    """Keep a session from cleanup, until it is released."""
+    with invocation.client() as client:
+        client.hold_session(session_id)
+    render.talk(f"session {session_id} is held: cleanup leaves it alone until `inturn session release {session_id}`")
+
+
+@session.command()
+@click.argument("session_id", metavar="ID")
+@pass_invocation
+def release(invocation: Invocation, session_id: str) -> None:
+    """Give a held session back to cleanup."""
+    with invocation.client() as client:
+        client.release_session(session_id)
+    render.talk(f"session {session_id} is released: its retention counts again")

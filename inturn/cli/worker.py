@@ -1,0 +1,49 @@
+"""``inturn worker``: Celery's worker, with the settings of inturn."""
+
+import click
+
+from inturn.cli import render
+from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.models.states import Lane
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.command()
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Sessions served at once [concurrency of the settings].",
+)
+@click.option("--lanes", metavar="LANE,...", default=",".join(Lane), show_default=True, help="Which lanes to serve.")
+@click.option("--loglevel", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="How much to log.")
+@pass_invocation
+def worker(invocation: Invocation, concurrency: int | None, lanes: str, loglevel: str) -> None:
+    """Run a worker, which answers turns.
+
+    Ctrl-C or SIGTERM stops it warmly: the replies in hand are finished, and nothing new is begun. Logs go to stderr.
+    """
+    if unknown := set(lanes.split(",")) - set(Lane):
+        raise click.BadParameter(f"no lane {min(unknown)!r}: there are {', '.join(Lane)}", param_hint="--lanes")
+    invocation.flags["concurrency"] = concurrency
+    run_celery(invocation, "worker", f"--loglevel={loglevel}", f"--queues={lanes}")
+
+
+def run_celery(invocation: Invocation, *arguments: str) -> None:
+    """Become one of Celery's programs, on a database that is as it should be."""
+    from contextlib import closing
+
+    from inturn.models import migrations
+    from inturn.models.database import Database
+    from inturn.workers.app import make_app
+    from inturn.workers.embedded import broker_answers
+
+    settings = invocation.settings
+    with closing(Database(settings.effective_database_url, connections=1)) as database:
+        migrations.prepare(database)
+    if settings.has_embedded_broker and not broker_answers(settings.home):
+        render.talk(
+            "the embedded broker does not run, and is waited for: `inturn up` starts it, with a worker and beat"
+        )
+    make_app(settings).start(["--quiet", *arguments])

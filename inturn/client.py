@@ -1,0 +1,284 @@
+"""The SDK: ``Client``, and the handles ``Session`` and ``Turn``.
+
+Everything here asks; the work is done by workers in other processes, which the SDK never imports. A handle holds no
+state of its own but its ID: whoever has the ID has the session, in any process, on any machine, on any day.
+"""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from inturn.models import migrations
+from inturn.models.content import checked_context, checked_labels, checked_session_id, storable, storable_json
+from inturn.models.database import Database
+from inturn.models.errors import (
+    ClosedError,
+    InvalidInputError,
+    SessionExistsError,
+    SessionNotFoundError,
+    TurnNotFoundError,
+    UnknownModelError,
+)
+from inturn.models.store import reading, retention, sending
+from inturn.models.store.presence import WorkerInfo
+from inturn.models.store.reading import SessionFilter
+from inturn.models.store.retention import Removal
+from inturn.models.store.sending import NewSession
+from inturn.records import Message, SessionMetadata, TurnError, checked_cursor, retention_rule
+from inturn.session import Session, Turn
+from inturn.settings import Settings
+from inturn.waiting import Waiter, alive_workers
+from inturn.workers.app import broker_url, make_app
+from inturn.workers.queues import Hints, connect
+
+__all__ = ["Client", "Message", "Removal", "Session", "SessionMetadata", "Turn", "TurnError", "WorkerInfo"]
+
+PAGE = 100
+DAY_SECONDS = 86400.0
+
+
+class Client:
+    """The way to sessions. Use it in ``with``, or between ``start`` and ``stop``; threads may share one.
+
+    Args:
+        settings: default: read from flags, environment and files as the command line does.
+        home, database_url, broker_url: ahead of what is set elsewhere.
+
+    Raises:
+        SettingsError: a setting is wrong, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        home: str | Path | None = None,
+        database_url: str | None = None,
+        broker_url: str | None = None,
+    ) -> None:
+        flags = {"home": home, "database_url": database_url, "broker_url": broker_url}
+        if settings is not None and any(value is not None for value in flags.values()):
+            raise InvalidInputError("give Client either settings or home, database_url and broker_url, not both")
+        self.settings = settings or Settings.load(**flags)
+        self._line: Line | None = None
+        self._stopped = False
+
+    def start(self) -> Self:
+        """Connect now rather than at the first use.
+
+        Raises:
+            DatabaseUnreachableError, SchemaError, StorageError: the database cannot be worked with.
+            ClosedError: the client was stopped.
+        """
+        _ = self.line
+        return self
+
+    def stop(self) -> None:
+        """Let go of all connections; what was sent goes on. Twice is harmless."""
+        self._stopped = True
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def line(self) -> "Line":
+        """What this client is connected to; connects if need be. For the handles. Raises: ClosedError."""
+        if self._stopped:
+            raise ClosedError("this client was stopped: make a new one")
+        if self._line is None:
+            self._line = Line(self.settings)
+        return self._line
+
+    def create_session(
+        self,
+        session_id: str | None = None,
+        *,
+        model: str | None = None,
+        system_message: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        context_turns: int | None = None,
+        retention: timedelta | Literal["policy"] | None = "policy",
+    ) -> "Session":
+        """Make a session.
+
+        Args:
+            session_id: an ID of your choosing (``[A-Za-z0-9._:@-]{1,200}``); default: a new unique one.
+            model: ``provider/model``; default: ``settings.effective_default_model``.
+            labels: for finding it again; text by name.
+            options: for the provider, with every turn (``temperature``, ...).
+            context_turns: how many earlier turns the model is shown; default: as configured.
+            retention: idle time after which it is removed; ``"policy"``: as configured; None: never.
+
+        Raises:
+            SessionExistsError: the ID is taken; nothing was changed.
+            InvalidSessionIdError, UnknownModelError, InvalidInputError: nothing was written.
+        """
+        key = checked_session_id(session_id) if session_id is not None else f"session-{secrets.token_hex(8)}"
+        kind, seconds = retention_rule(retention)
+        new = NewSession(
+            key=key,
+            model=self._checked_model(model or self.settings.effective_default_model),
+            system_message=storable(system_message) if system_message else None,
+            options=storable_json(dict(options or {})),
+            labels=checked_labels(labels),
+            context_turns=checked_context(context_turns),
+            retention=kind,
+            retention_seconds=seconds,
+        )
+        return Session(self, key, sending.create_session(self.line.database, new))
+
+    def get_or_create_session(self, session_id: str, **how: Any) -> "Session":
+        """Resume the session, or make it as ``create_session`` would; what exists is not changed."""
+        try:
+            return self.resume_session(session_id)
+        except SessionNotFoundError:
+            try:
+                return self.create_session(session_id, **how)
+            except SessionExistsError:  # somebody else made it in between
+                return self.resume_session(session_id)
+
+    def resume_session(
+        self, session_id: str, *, model: str | None = None, system_message: str | None = None
+    ) -> "Session":
+        """Take a session up again, from any process, on any day.
+
+        Args:
+            model: for turns sent from now on.
+            system_message: for turns sent from now on; an empty one takes it away. Stored history stays as it is.
+
+        Raises:
+            SessionNotFoundError: it was never created, or it was deleted; nothing was created.
+        """
+        key = checked_session_id(session_id)
+        checked = self._checked_model(model) if model is not None else None
+        said = storable(system_message) if system_message is not None else None
+        return Session(self, key, sending.resume_session(self.line.database, key, checked, said))
+
+    def list_sessions(
+        self,
+        *,
+        prefix: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        model: str | None = None,
+        active_after: datetime | None = None,
+        active_before: datetime | None = None,
+        busy: bool | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[SessionMetadata]:
+        """Sessions in the order in which they were made, page by page; new ones that arrive meanwhile come last.
+
+        Args:
+            after: the ``cursor`` of the last one seen.
+            limit: how many at most; default: all.
+        """
+        wanted = SessionFilter(
+            prefix=prefix, labels=labels, model=model, active_after=active_after, active_before=active_before, busy=busy
+        )
+        return self._list(wanted, checked_cursor(after), limit)
+
+    def _list(self, wanted: SessionFilter, after: int, limit: int | None) -> Iterator[SessionMetadata]:
+        left = limit
+        while left is None or left > 0:
+            size = PAGE if left is None else min(PAGE, left)
+            page = reading.list_sessions(self.line.database, wanted, after, size)
+            yield from map(SessionMetadata.of, page)
+            if len(page) < size:
+                return
+            after, left = page[-1].id, None if left is None else left - size
+
+    def get_session_metadata(self, session_id: str) -> SessionMetadata | None:
+        """The session without its messages; None if there is none of that ID."""
+        try:
+            return SessionMetadata.of(reading.get_session(self.line.database, checked_session_id(session_id)))
+        except SessionNotFoundError:
+            return None
+
+    def get_last_session_id(self) -> str | None:
+        """The session that was last created, resumed or sent to; None if there is none."""
+        return reading.last_session_key(self.line.database)
+
+    def delete_session(self, session_id: str, *, missing_ok: bool = False) -> None:
+        """Remove a session and everything in it, for good, whatever it is doing.
+
+        Raises:
+            SessionNotFoundError: there is none of that ID, unless ``missing_ok``.
+        """
+        try:
+            retention.remove(self.line.database, checked_session_id(session_id))
+        except SessionNotFoundError:
+            if not missing_ok:
+                raise
+
+    def hold_session(self, session_id: str) -> None:
+        """Exempt a session from retention. Raises: SessionNotFoundError."""
+        sending.hold(self.line.database, checked_session_id(session_id), held=True)
+
+    def release_session(self, session_id: str) -> None:
+        """Let retention apply to a held session again. Raises: SessionNotFoundError."""
+        sending.hold(self.line.database, checked_session_id(session_id), held=False)
+
+    def get_turn(self, turn_id: str) -> "Turn":
+        """A turn by its ID, from any process. Raises: TurnNotFoundError."""
+        session, _, number = turn_id.partition(".")
+        if not (session.isdecimal() and number.isdecimal() and len(turn_id) < 30):
+            raise TurnNotFoundError(turn_id)
+        return Turn(self, reading.get_turn(self.line.database, int(session), int(number)))
+
+    def cleanup(self, *, dry_run: bool = False) -> list[Removal]:
+        """Remove now what the retention policy says; with ``dry_run``, only list it."""
+        idle = self.settings.retention_days * DAY_SECONDS
+        database, found, after = self.line.database, list[Removal](), 0
+        if dry_run:
+            while page := retention.list_expired(database, idle, after, PAGE):
+                after = page[-1][0]
+                found += [removal for _, removal in page]
+            return found
+        while chunk := retention.remove_expired(database, idle, self.settings.cleanup_chunk):
+            found += chunk
+        return found
+
+    def list_workers(self) -> list[WorkerInfo]:
+        """The processes that have shown themselves, workers and beats; ``alive`` says whether lately."""
+        return alive_workers(self.line.database, self.settings)
+
+    def _checked_model(self, model: str) -> str:
+        known = self.settings.available_providers
+        provider, slash, name = model.partition("/")
+        if not (slash and name) or provider not in known or len(model) > 200:
+            raise UnknownModelError(model, sorted(known))
+        return model
+
+
+class Line:
+    """What a started client is connected to."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.database = Database(settings.effective_database_url)
+        try:
+            migrations.prepare(self.database)
+        except BaseException:
+            self.database.close()
+            raise
+        self.broker = connect(broker_url(settings))
+        self.app = make_app(settings, producer=True)
+        self.hints = Hints(self.app)
+        self.waiter = Waiter(self.database, settings, self.broker)
+
+    def close(self) -> None:
+        self.waiter.close()
+        self.app.close()
+        self.broker.close()
+        self.database.close()

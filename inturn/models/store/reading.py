@@ -1,0 +1,255 @@
+"""What the asking side looks at. Pages go by keys, so that they cost the same at turn 10 and at turn 100,000."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
+from sqlmodel import col
+
+from inturn.models.database import Database
+from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
+from inturn.models.states import UNFINISHED, Retention, Role, SessionState, TurnState
+from inturn.models.store.sending import PROMPT, SYSTEM
+from inturn.models.tables import MessageRow, SessionRow, TurnRow
+
+REPLY = 2
+"""Position of the assistant's message within a turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session, without its text."""
+
+    id: int
+    key: str
+    model: str
+    system_message: str | None
+    options: dict[str, Any]
+    labels: dict[str, Any]
+    context_turns: int | None
+    held: bool
+    retention: Retention
+    retention_seconds: float | None
+    created_at: datetime
+    last_activity_at: datetime
+    turns: int
+    messages: int
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRecord:
+    """A turn with its prompt, and its reply if there is one."""
+
+    session_id: int
+    key: str
+    number: int
+    state: TurnState
+    model: str
+    options: dict[str, Any]
+    prompt: str
+    attempts: int
+    rescues: int
+    retry_of: int | None
+    ready_at: datetime
+    cancel_requested_at: datetime | None
+    error_type: str | None
+    error_message: str | None
+    error_status: int | None
+    error_retryable: bool | None
+    input_tokens: int | None
+    output_tokens: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRecord:
+    session_id: int
+    turn_number: int
+    position: int
+    role: Role
+    content: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """Which sessions to list; what is None does not count."""
+
+    key: str | None = None
+    prefix: str | None = None
+    labels: Mapping[str, str] | None = None
+    model: str | None = None
+    active_after: datetime | None = None
+    active_before: datetime | None = None
+    busy: bool | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        found = [col(SessionRow.state) == SessionState.ACTIVE]
+        if self.key is not None:
+            found.append(col(SessionRow.key) == self.key)
+        if self.prefix:
+            # A range of the unique index: the first key that no longer has the prefix ends it.
+            end = self.prefix[:-1] + chr(ord(self.prefix[-1]) + 1)
+            found += [col(SessionRow.key) >= self.prefix, col(SessionRow.key) < end]
+        for name, value in (self.labels or {}).items():
+            found.append(col(SessionRow.labels)[name].as_string() == value)
+        if self.model is not None:
+            found.append(col(SessionRow.model) == self.model)
+        if self.active_after is not None:
+            found.append(col(SessionRow.last_activity_at) >= self.active_after)
+        if self.active_before is not None:
+            found.append(col(SessionRow.last_activity_at) < self.active_before)
+        if self.busy is not None:
+            found.append(has_work() if self.busy else ~has_work())
+        return found
+
+
+def has_work() -> ColumnElement[bool]:
+    """Busy is derived from the turns, and stored nowhere."""
+    return exists().where(col(TurnRow.session_id) == col(SessionRow.id), col(TurnRow.state).in_(UNFINISHED))
+
+
+def _sessions() -> Select[Any]:
+    messages = select(func.count()).where(col(MessageRow.session_id) == col(SessionRow.id)).scalar_subquery()
+    system = (
+        select(col(MessageRow.content))
+        .where(
+            col(MessageRow.session_id) == col(SessionRow.id),
+            col(MessageRow.turn_number) == col(SessionRow.system_turn),
+            col(MessageRow.position) == SYSTEM,
+        )
+        .scalar_subquery()
+    )
+    return select(
+        *columns(SessionRow, SessionRecord, but=("system_message", "turns", "messages", "busy")),
+        system.label("system_message"),
+        (col(SessionRow.next_turn) - 1).label("turns"),
+        messages.label("messages"),
+        has_work().label("busy"),
+    )
+
+
+def columns(table: type[Any], record: type[Any], but: Sequence[str] = ()) -> list[ColumnElement[Any]]:
+    return [col(getattr(table, name)) for name in record.__slots__ if name not in but]
+
+
+def list_sessions(database: Database, wanted: SessionFilter, after: int = 0, limit: int = 100) -> list[SessionRecord]:
+    """A page of sessions in the order in which they were made: rows that arrive meanwhile come at the end."""
+    with database.reading() as db:
+        page = (
+            _sessions()
+            .where(*wanted.conditions(), col(SessionRow.id) > after)
+            .order_by(col(SessionRow.id))
+            .limit(limit)
+        )
+        return [_session(row) for row in db.execute(page)]
+
+
+def _session(row: Row[Any]) -> SessionRecord:
+    values = dict(row._mapping)
+    return SessionRecord(**(values | {"retention": Retention(values["retention"]), "busy": bool(values["busy"])}))
+
+
+def get_session(database: Database, key: str) -> SessionRecord:
+    """Raises: SessionNotFoundError."""
+    found = list_sessions(database, SessionFilter(key=key), limit=1)
+    if not found:
+        raise SessionNotFoundError(key)
+    return found[0]
+
+
+def last_session_key(database: Database) -> str | None:
+    """The session that was last created, resumed, or sent to."""
+    newest = (col(SessionRow.last_activity_at).desc(), col(SessionRow.id).desc())
+    with database.reading() as db:
+        active = select(col(SessionRow.key)).where(col(SessionRow.state) == SessionState.ACTIVE)
+        return db.execute(active.order_by(*newest).limit(1)).scalar()
+
+
+def _turns() -> Select[Any]:
+    prompt = (
+        select(col(MessageRow.content))
+        .where(
+            col(MessageRow.session_id) == col(TurnRow.session_id),
+            col(MessageRow.turn_number) == col(TurnRow.number),
+            col(MessageRow.position) == PROMPT,
+        )
+        .scalar_subquery()
+    )
+    return select(
+        *columns(TurnRow, TurnRecord, but=("key", "prompt")), prompt.label("prompt"), col(SessionRow.key)
+    ).join(SessionRow, col(SessionRow.id) == col(TurnRow.session_id))
+
+
+def _turn(row: Row[Any]) -> TurnRecord:
+    return TurnRecord(**(dict(row._mapping) | {"state": TurnState(row.state)}))
+
+
+def get_turn(database: Database, session_id: int, number: int) -> TurnRecord:
+    """Raises: TurnNotFoundError."""
+    with database.reading() as db:
+        row = db.execute(
+            _turns().where(col(TurnRow.session_id) == session_id, col(TurnRow.number) == number)
+        ).one_or_none()
+    if row is None:
+        raise TurnNotFoundError(f"{session_id}.{number}")
+    return _turn(row)
+
+
+def list_turns(
+    database: Database, session_id: int, state: TurnState | None = None, after: int = 0, limit: int = 100
+) -> list[TurnRecord]:
+    """A page of a session's turns, by number."""
+    page = _turns().where(col(TurnRow.session_id) == session_id, col(TurnRow.number) > after)
+    if state is not None:
+        page = page.where(col(TurnRow.state) == state)
+    with database.reading() as db:
+        return [_turn(row) for row in db.execute(page.order_by(col(TurnRow.number)).limit(limit))]
+
+
+def list_messages(
+    database: Database, session_id: int, after: tuple[int, int] = (0, 0), limit: int = 100
+) -> list[MessageRecord]:
+    """A page of a session's history, in order. ``after``: turn and position of the last message before it."""
+    turn, position = after
+    later = or_(
+        col(MessageRow.turn_number) > turn,
+        (col(MessageRow.turn_number) == turn) & (col(MessageRow.position) > position),
+    )
+    with database.reading() as db:
+        rows = db.execute(
+            select(*columns(MessageRow, MessageRecord))
+            .where(col(MessageRow.session_id) == session_id, col(MessageRow.turn_number) >= turn, later)
+            .order_by(col(MessageRow.turn_number), col(MessageRow.position))
+            .limit(limit)
+        ).all()
+    return [_message(row) for row in rows]
+
+
+def _message(row: Row[Any]) -> MessageRecord:
+    return MessageRecord(**(dict(row._mapping) | {"role": Role(row.role)}))
+
+
+def outcome(db: Connection, session_id: int, number: int) -> TurnState | None:
+    """The turn's state and nothing else: what a waiter looks at again and again."""
+    state = db.execute(
+        select(col(TurnRow.state)).where(col(TurnRow.session_id) == session_id, col(TurnRow.number) == number)
+    ).scalar()
+    return None if state is None else TurnState(state)
+
+
+def get_reply(database: Database, session_id: int, number: int) -> MessageRecord | None:
+    with database.reading() as db:
+        row = db.execute(
+            select(*columns(MessageRow, MessageRecord)).where(
+                col(MessageRow.session_id) == session_id,
+                col(MessageRow.turn_number) == number,
+                col(MessageRow.position) == REPLY,
+            )
+        ).one_or_none()
+    return None if row is None else _message(row)

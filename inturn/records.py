@@ -1,0 +1,157 @@
+"""What the SDK gives out: messages, turns' errors and sessions' metadata. Plain values; the handles are in ``client``."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from inturn.models.errors import InvalidInputError
+from inturn.models.states import Retention, Role
+from inturn.models.store.reading import MessageRecord, SessionRecord
+
+MessageType = Literal["system.message", "user.message", "assistant.message", "tool.message"]
+
+TYPES: dict[Role, MessageType] = {
+    Role.SYSTEM: "system.message",
+    Role.USER: "user.message",
+    Role.ASSISTANT: "assistant.message",
+    Role.TOOL: "tool.message",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MessageData:
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One utterance of a session.
+
+    Attributes:
+        id: ``<session>.<turn>.<position>``, for paging; never reused.
+        type: ``user.message``, ``assistant.message`` or ``system.message``.
+        data: with ``content``, the text.
+        timestamp: when it was stored (UTC, timezone-aware).
+        turn: the number of its turn.
+    """
+
+    id: str
+    type: MessageType
+    data: MessageData
+    timestamp: datetime
+    turn: int
+
+    @classmethod
+    def of(cls, row: MessageRecord) -> "Message":
+        return cls(
+            f"{row.session_id}.{row.turn_number}.{row.position}",
+            TYPES[row.role],
+            MessageData(row.content),
+            row.created_at,
+            row.turn_number,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnError:
+    """Why a turn failed, or its last attempt did.
+
+    Attributes:
+        error_type: for machines: ``rate_limited``, ``timeout``, ``invalid_request``, ...
+        message: for people.
+        status_code: the provider's HTTP status, if it sent one.
+        retryable: whether sending the prompt again may succeed.
+    """
+
+    error_type: str | None
+    message: str
+    status_code: int | None
+    retryable: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionMetadata:
+    """A session without its messages.
+
+    Attributes:
+        turns: how many were sent, in whatever state they are.
+        messages: how many are stored.
+        busy: whether a turn is queued or running.
+        retention: ``"policy"``, an idle time of its own, or None: never removed for being idle.
+        held: exempt from retention.
+        cursor: goes into ``list_sessions(after=...)`` to go on behind this one.
+    """
+
+    session_id: str
+    model: str
+    system_message: str | None
+    options: dict[str, Any] = field(repr=False)
+    labels: dict[str, Any]
+    context_turns: int | None
+    retention: timedelta | Literal["policy"] | None
+    held: bool
+    created_at: datetime
+    last_activity_at: datetime
+    turns: int
+    messages: int
+    busy: bool
+    cursor: str
+
+    @classmethod
+    def of(cls, row: SessionRecord) -> "SessionMetadata":
+        return cls(
+            session_id=row.key,
+            model=row.model,
+            system_message=row.system_message,
+            options=dict(row.options),
+            labels=dict(row.labels),
+            context_turns=row.context_turns,
+            retention=retention_of(row),
+            held=row.held,
+            created_at=row.created_at,
+            last_activity_at=row.last_activity_at,
+            turns=row.turns,
+            messages=row.messages,
+            busy=row.busy,
+            cursor=str(row.id),
+        )
+
+
+def retention_of(row: SessionRecord) -> timedelta | Literal["policy"] | None:
+    if row.retention is Retention.IDLE and row.retention_seconds is not None:
+        return timedelta(seconds=row.retention_seconds)
+    return "policy" if row.retention is Retention.POLICY else None
+
+
+def retention_rule(retention: timedelta | Literal["policy"] | None) -> tuple[Retention, float | None]:
+    """As it is stored. Raises: InvalidInputError."""
+    if retention is None:
+        return Retention.NEVER, None
+    if retention == "policy":
+        return Retention.POLICY, None
+    if isinstance(retention, timedelta) and retention > timedelta(0):
+        return Retention.IDLE, retention.total_seconds()
+    raise InvalidInputError(f"retention is {retention!r}: use a positive timedelta, 'policy', or None for never")
+
+
+def checked_cursor(cursor: str | None) -> int:
+    """Raises: InvalidInputError."""
+    if cursor is None:
+        return 0
+    if not (cursor.isdecimal() and len(cursor) < 19):
+        raise InvalidInputError(f"{cursor!r:.100} is no cursor: use the `cursor` of the last session seen")
+    return int(cursor)
+
+
+def checked_message_id(message_id: str | None, session_id: int) -> tuple[int, int]:
+    """Turn and position. Raises: InvalidInputError."""
+    if message_id is None:
+        return 0, 0
+    parts = message_id.split(".")
+    if (
+        len(parts) != 3
+        or not all(part.isdecimal() and len(part) < 10 for part in parts[1:])
+        or parts[0] != str(session_id)
+    ):
+        raise InvalidInputError(f"{message_id!r:.100} is no ID of a message of this session")
+    return int(parts[1]), int(parts[2])

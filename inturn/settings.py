@@ -1,0 +1,360 @@
+"""Settings: read once, validated between fields, every value with its origin, secrets masked.
+
+A value comes from the first of: a flag (or keyword argument), the environment (``INTURN_<NAME>``), ``./inturn.toml``,
+the user's file, the default. Tables of providers are merged over all of them. Keys of providers are never read into
+settings: a provider names the environment variable of its key, and asks for it at use.
+"""
+
+import difflib
+import operator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
+
+from inturn.models.errors import SettingsError
+from inturn.origins import ENVIRONMENT_PREFIX, PROJECT_FILE, layers_of, origin_of, read_toml, user_file
+
+OPENAI_URL = "https://api.openai.com/v1"
+MASK = "***"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+PAID = "a stopping worker would throw away a reply that is paid for"
+RULES: dict[str, Callable[[float, float], bool]] = {
+    "must be less than half of": lambda value, other: value * 2 < other,
+    "must be below": operator.lt,
+    "must not be above": operator.le,
+}
+PAIRS = (
+    ("heartbeat_seconds", "must be less than half of", "lease_seconds", "one late heartbeat would double a call"),
+    (
+        "sweep_seconds",
+        "must not be above",
+        "lease_seconds",
+        "turns of a dead worker would wait for longer than its lease",
+    ),
+    ("cancel_poll_seconds", "must not be above", "heartbeat_seconds", "a cancelled call would go on for too long"),
+    ("max_ambiguous_attempts", "must not be above", "max_attempts", "the calls it counts are among them"),
+    ("retry_base_seconds", "must not be above", "retry_cap_seconds", "waits grow from the one to the other"),
+    ("attempt_deadline_seconds", "must be below", "shutdown_grace_seconds", PAID),
+)
+
+
+def masked_url(url: str) -> str:
+    """The URL with its password, in the authority or in the query, replaced by ``***``."""
+    url = re.sub(r"(?<=://)([^:/?#@]*):.*@", rf"\1:{MASK}@", url)
+    return re.sub(r"(?i)([?&][^=&]*password)=[^&]*", rf"\1={MASK}", url)
+
+
+class ProviderSettings(BaseModel):
+    """A configured endpoint that answers prompts: ``[providers.<name>]`` in a settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    type: Literal["openai", "echo"] = Field(default="openai", description="What the endpoint speaks. Default openai.")
+    base_url: str = Field(default="", description="Where it is, with /v1. Default none.")
+    api_key_env: str = Field(
+        default="", description="Environment variable that holds its key. Default none (no key is sent)."
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="Sent with every call; a session's own options win. Default none."
+    )
+    headers: dict[str, str] = Field(default={}, repr=False, description="Sent with every call. Default none.")
+    deadline_seconds: Positive | None = Field(
+        default=None, description="Total per call. Default attempt_deadline_seconds."
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("a base URL starts with http:// or https:// and names a host")
+        if "@" in parts.netloc:
+            raise ValueError("a base URL carries no password: put the key into a variable (api_key_env)")
+        return url.rstrip("/")
+
+    def api_key(self) -> SecretStr | None:
+        """The key, read from the environment now; None when there is none."""
+        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
+        return SecretStr(key) if key else None
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Times are seconds, or in the unit that the name ends with."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    home: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("inturn"),
+        description="Where the embedded database and broker live. Default: the user's data directory.",
+    )
+    database_url: str = Field("", description="sqlite:///... or postgresql://... Default: inturn.db in the home.")
+    broker_url: str = Field("", description="redis://, rediss:// or unix://. Default: the embedded broker.")
+    default_model: str = Field(
+        "", description="Model of sessions that name none. Default openai/gpt-5 with OPENAI_API_KEY, else echo/echo."
+    )
+    providers: dict[str, ProviderSettings] = Field({}, description="Configured providers by name. Default none.")
+
+    lease_seconds: Positive = Field(20, description="How long a session is held without heartbeat. Default 20.")
+    heartbeat_seconds: Positive = Field(5, description="How often a worker renews its leases. Default 5.")
+    sweep_seconds: Positive = Field(5, description="How often lost hints and dead leases are looked for. Default 5.")
+    cancel_poll_seconds: Positive = Field(1, description="How often workers look for cancelled turns. Default 1.")
+    attempt_deadline_seconds: Positive = Field(120, description="Total time of one call to a model. Default 120.")
+    max_attempts: Count = Field(5, description="Calls per turn. Default 5.")
+    max_ambiguous_attempts: Count = Field(2, description="Calls per turn that may have been paid for. Default 2.")
+    max_rescues: Count = Field(3, description="How often a turn is taken over from a dead worker. Default 3.")
+    context_turns: Count = Field(20, description="Earlier turns that a model is shown. Default 20.")
+    retention_days: Positive = Field(30, description="Idle days after which a session is removed. Default 30.")
+    cleanup_interval_seconds: Positive = Field(3600, description="How often beat cleans up. Default 3600.")
+    cleanup_chunk: Count = Field(100, description="Sessions removed per transaction. Default 100.")
+    concurrency: Count = Field(1000, description="Sessions that one worker process serves at once. Default 1000.")
+    slice_turns: Count = Field(64, description="Turns a task works off before it goes back into the queue. Default 64.")
+    slice_seconds: Positive = Field(60, description="Time a task works before it goes back into the queue. Default 60.")
+    shutdown_grace_seconds: Positive = Field(130, description="How long a stopping worker may take. Default 130.")
+    retry_base_seconds: Positive = Field(1, description="Wait before the first retry; doubles. Default 1.")
+    retry_cap_seconds: Positive = Field(60, description="Longest wait before a retry. Default 60.")
+    ledger_gap_seconds: Positive = Field(0.02, description="Shortest time between two commits. Default 0.02.")
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **flags: Any) -> None:
+        """Read all sources, with ``flags`` (by field name) ahead of them.
+
+        Raises:
+            SettingsError: A value is wrong, unknown, or contradicts another one.
+        """
+        layers = list(layers_of(flags))
+        try:
+            super().__init__(**flags)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_sentence(detail, layers) for detail in error.errors())) from None
+        except SourceError:
+            raise SettingsError(_not_json()) from None
+        self._origins = {name: origin_of((name,), layers) for name in type(self).model_fields}
+        for refusal in self._contradictions():
+            raise SettingsError(refusal)
+        _ = self.available_providers  # OPENAI_BASE_URL is looked at now, and not first by a worker
+
+    @classmethod
+    def load(cls, **flags: Any) -> Self:
+        """Read all sources; flags that are None count as not given.
+
+        Raises:
+            SettingsError: A value is wrong, unknown, or contradicts another one.
+        """
+        return cls(**{name: value for name, value in flags.items() if value is not None})
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        files = (InitSettingsSource(settings_cls, read_toml(path)) for path in (Path(PROJECT_FILE), user_file()))
+        return (init_settings, env_settings, *files)
+
+    @field_validator("home")
+    @classmethod
+    def _absolute_home(cls, home: Path) -> Path:
+        if "?" in str(home):
+            raise ValueError("a home with a question mark in its path cannot be part of a database URL")
+        return home.expanduser().absolute()
+
+    @field_validator("database_url")
+    @classmethod
+    def _normalise_database_url(cls, url: str) -> str:
+        scheme, _, rest = url.partition("://")
+        if scheme in ("postgres", "postgresql", "postgresql+psycopg") and rest:
+            return f"postgresql+psycopg://{rest}"
+        if not url or (
+            scheme == "sqlite" and rest.startswith("/") and rest[1:].partition("?")[0] not in ("", ":memory:")
+        ):
+            return _absolute_sqlite(url)
+        raise ValueError(
+            "a database is sqlite:///FILE (a file: workers are processes of their own) or postgresql://USER@HOST/NAME; "
+            "leave it out to get a SQLite file in the home"
+        )
+
+    @field_validator("broker_url")
+    @classmethod
+    def _normalise_broker_url(cls, url: str) -> str:
+        return _normalised_broker(url)
+
+    @field_validator("default_model")
+    @classmethod
+    def _check_model(cls, model: str) -> str:
+        if model and not re.fullmatch(r"[^/\s]+/\S+", model):
+            raise ValueError("a model is written provider/model, for example openai/gpt-5")
+        return model
+
+    @field_validator("providers")
+    @classmethod
+    def _check_providers(cls, providers: dict[str, ProviderSettings]) -> dict[str, ProviderSettings]:
+        for name, provider in providers.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"{name!r} is no name for a provider: use letters, digits and . _ -")
+            if provider.type == "openai" and not provider.base_url and name != "openai":
+                raise ValueError(f'provider {name!r} has no base_url: say where it is (or set its type to "echo")')
+        return providers
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database that is used, as SQLAlchemy writes it."""
+        return self.database_url or f"sqlite:///{self.home / 'inturn.db'}"
+
+    @property
+    def has_embedded_broker(self) -> bool:
+        """Whether hints go through the Valkey in the home."""
+        return not self.broker_url
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether database and broker are both the embedded ones: inturn may then start workers by itself."""
+        return not self.broker_url and not self.database_url
+
+    @property
+    def effective_default_model(self) -> str:
+        """The model of a session that names none."""
+        openai = self.available_providers.get("openai")
+        return self.default_model or ("openai/gpt-5" if openai is not None and openai.api_key() else "echo/echo")
+
+    @property
+    def available_providers(self) -> dict[str, ProviderSettings]:
+        """The configured providers, echo, and openai when its key is in the environment."""
+        available = {"echo": ProviderSettings(type="echo"), **self.providers}
+        if "openai" in self.providers or os.environ.get("OPENAI_API_KEY"):
+            available["openai"] = _openai(self.providers.get("openai") or ProviderSettings())
+        return available
+
+    def origins(self) -> dict[str, str]:
+        """Where each value came from, by field name: flag, environment INTURN_X, a file's path, or default."""
+        return dict(self._origins)
+
+    def masked(self) -> dict[str, Any]:
+        """Every value, fit to be shown to anybody: passwords and header values are replaced by ``***``."""
+        values = self.model_dump(mode="json")
+        for name in ("database_url", "broker_url"):
+            values[name] = masked_url(values[name])
+        for provider in values["providers"].values():
+            provider["headers"] = dict.fromkeys(provider["headers"], MASK)
+        return values
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        yield from self.masked().items()
+
+    def _contradictions(self) -> Iterator[str]:
+        """Sentences about settings that would lose or double work together."""
+        for name, rule, other, reason in PAIRS:
+            if not RULES[rule](getattr(self, name), getattr(self, other)):
+                first, second = self._shown(name), self._shown(other)
+                yield f"{name} is {first} and {rule} {other}, which is {second}: {reason}. Change one of them"
+        for name, provider in self.providers.items():
+            if (provider.deadline_seconds or 0) >= self.shutdown_grace_seconds:
+                grace = self._shown("shutdown_grace_seconds")
+                yield (
+                    f"providers.{name}.deadline_seconds is {provider.deadline_seconds:g} and must be below "
+                    f"shutdown_grace_seconds, which is {grace}: {PAID}. Change one of them"
+                )
+        for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+            theirs = os.environ.get(variable)
+            if theirs and self.broker_url not in (theirs, _or_none(theirs)):
+                yield (
+                    f"{variable} is {masked_url(theirs)} and broker_url is {self._shown('broker_url')}: Celery follows "
+                    "the former, so hints and workers would miss each other. Unset it, or set INTURN_BROKER_URL to it"
+                )
+
+    def _shown(self, name: str) -> str:
+        value = getattr(self, name)
+        text = f"{value:g}" if isinstance(value, float) else masked_url(str(value)) or "the embedded one"
+        return f"{text} ({self._origins[name]})"
+
+
+def _openai(provider: ProviderSettings) -> ProviderSettings:
+    """The provider named openai, with what it leaves out taken from the variables that OpenAI's own SDK reads.
+
+    Raises:
+        SettingsError: OPENAI_BASE_URL is no URL.
+    """
+    if provider.type != "openai" or provider.base_url:
+        return provider
+    url, key = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL, provider.api_key_env or "OPENAI_API_KEY"
+    try:
+        return ProviderSettings.model_validate(provider.model_dump() | {"base_url": url, "api_key_env": key})
+    except ValidationError:
+        raise SettingsError(
+            f"OPENAI_BASE_URL is {masked_url(url)!r}, which is no base URL: it starts with http:// or https://, "
+            "names a host, and carries no password. Correct it, or unset it"
+        ) from None
+
+
+def _absolute_sqlite(url: str) -> str:
+    """Tied to a place: a worker that was started in another directory would otherwise open another database."""
+    file, mark, query = url.removeprefix("sqlite:///").partition("?")
+    return f"sqlite:///{Path(file).expanduser().absolute()}{mark}{query}" if url else ""
+
+
+def _normalised_broker(url: str) -> str:
+    """The broker as Celery writes it.
+
+    Raises:
+        ValueError: It is no single Redis.
+    """
+    scheme, _, rest = url.partition("://")
+    if any(word in scheme for word in ("sentinel", "cluster")) or ";" in url:
+        raise ValueError(
+            "Sentinel, Cluster and lists of brokers are not supported: name one Redis server (redis://HOST:6379/0)"
+        )
+    if not url or (scheme in ("redis", "rediss", "redis+socket") and rest):
+        return url
+    if scheme == "unix" and rest:
+        return f"redis+socket://{rest}"
+    raise ValueError(
+        "a broker is redis://, rediss://, redis+socket:// or unix://; leave it out to get the embedded one"
+    )
+
+
+def _or_none(url: str) -> str | None:
+    try:
+        return _normalised_broker(url)
+    except ValueError:
+        return None
+
+
+def _sentence(detail: ErrorDetails, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
+    """What pydantic found, as the sentence that its reader needs."""
+    path = detail["loc"]
+    name, origin = ".".join(map(str, path)), origin_of(path, layers)
+    if detail["type"] == "extra_forbidden":
+        fields = (Settings if len(path) == 1 else ProviderSettings).model_fields
+        near = difflib.get_close_matches(str(path[-1]), list(fields), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
+        return f"unknown setting {name} ({origin}): {hint}"
+    reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    value = "{...}" if isinstance(detail["input"], Mapping) else masked_url(str(detail["input"]))
+    if "headers" in path or (path[-1:] == ("base_url",) and "@" in value):
+        value = MASK
+    return (
+        f"{name} is {value!r:.200} ({origin}), which is refused: {reason}. Correct it, or take it out for the default"
+    )
+
+
+def _not_json() -> str:
+    return (
+        f"{ENVIRONMENT_PREFIX}PROVIDERS is not valid JSON: write an object of providers by name, or use {PROJECT_FILE}"
+    )

@@ -1,0 +1,107 @@
+"""Waiting for turns: rung by Redis, looking at the database from time to time, and saying so when nobody is there to
+reply.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from threading import Lock
+
+import redis
+
+from inturn.models.database import Database
+from inturn.models.errors import NoWorkerError, TurnNotFoundError
+from inturn.models.states import FINAL, ProcessKind, TurnState
+from inturn.models.store import presence, reading
+from inturn.settings import Settings
+from inturn.workers.events import Bell
+from inturn.workers.queues import replies
+from inturn.workers.stack import StackUse, ensure_stack
+
+logger = logging.getLogger(__name__)
+
+SILENT_HEARTBEATS = 3
+LOOK_FOR_WORKERS_SECONDS = 2.0
+NOBODY_SECONDS = 5.0
+"""A worker that is being restarted is away for less."""
+
+
+def in_seconds(timeout: float | timedelta | None) -> float | None:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+
+
+def alive_workers(database: Database, settings: Settings) -> list[presence.WorkerInfo]:
+    """The processes of this deployment, workers and beats; dead ones are marked so."""
+    with database.reading() as db:
+        return presence.list_processes(db, settings.heartbeat_seconds * SILENT_HEARTBEATS)
+
+
+class Waiter:
+    """Waits on behalf of one client. On the embedded default it also sees to it that a worker runs meanwhile."""
+
+    def __init__(self, database: Database, settings: Settings, broker: redis.Redis) -> None:
+        self._database, self._settings, self._broker = database, settings, broker
+        self._stack: StackUse | None = None
+        self._starting = Lock()
+
+    def until_final(self, session_id: int, number: int, timeout: float | None) -> TurnState | None:
+        """Wait until the turn is final; None when ``timeout`` seconds have passed before.
+
+        Raises:
+            NoWorkerError: nobody is alive to answer it.
+            TurnNotFoundError: its session was deleted.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._hold_stack()
+        nobody = Nobody(lambda: alive_workers(self._database, self._settings))
+        with Bell(self._broker, replies(session_id)) as bell:
+            while True:
+                with self._database.reading() as db:
+                    state = reading.outcome(db, session_id, number)
+                if state is None:
+                    raise TurnNotFoundError(f"{session_id}.{number}")
+                if state in FINAL:
+                    return state
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return None
+                nobody.check()
+                bell.wait(left)
+
+    def _hold_stack(self) -> None:
+        if self._settings.is_embedded:
+            with self._starting:
+                self._stack = self._stack or ensure_stack(self._settings, report=logger.info)
+
+    def close(self) -> None:
+        with self._starting:
+            if self._stack is not None:
+                self._stack.close()
+                self._stack = None
+
+
+class Nobody:
+    """Notices that no worker is alive, not at the first look but after a while of looking."""
+
+    def __init__(self, processes: Callable[[], list[presence.WorkerInfo]]) -> None:
+        self._processes = processes
+        self._next_look = 0.0
+        self._since: float | None = None
+
+    def check(self) -> None:
+        """Raises: NoWorkerError."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_FOR_WORKERS_SECONDS
+        if any(process.alive and process.kind is ProcessKind.WORKER for process in self._processes()):
+            self._since = None
+        elif self._since is None:
+            self._since = now
+            logger.warning("action=no_worker_alive: start one with `inturn worker`")
+        elif now - self._since >= NOBODY_SECONDS:
+            raise NoWorkerError(
+                "no worker is alive, so nobody will reply now. The prompt is stored: start `inturn worker` "
+                "(with the same database and broker), and wait for the turn again"
+            )

@@ -1,0 +1,53 @@
+"""The timetable: Celery beat asks for the cleanup, and sweeps beside it."""
+
+from typing import Any
+
+from celery.beat import Scheduler
+
+from inturn.models import migrations
+from inturn.models.database import Database
+from inturn.models.states import Lane, ProcessKind
+from inturn.models.store import presence
+from inturn.workers.app import broker_url
+from inturn.workers.maintenance import Round, Sweep, describe_process
+from inturn.workers.queues import Hints, connect
+
+
+class Timetable(Scheduler):  # type: ignore[misc]
+    """Celery's scheduler, in memory: the ``ticks`` table says what has fired, so no file has to.
+
+    While beat runs it also sweeps: not through the queue, since a sweep is needed most when Redis has lost its hints.
+    """
+
+    def setup_schedule(self) -> None:
+        self.install_default_entries(self.schedule)
+        self.merge_inplace(self.app.conf.beat_schedule)
+        settings = self.app.settings
+        self.database = Database(settings.effective_database_url)
+        migrations.prepare(self.database)
+        self.process = describe_process(ProcessKind.BEAT, [], 0)
+        hints, self._broker = Hints(self.app), connect(broker_url(settings))
+        sweep = Sweep(self.database, settings, lambda ready: hints.publish(ready, ready.key), self._queued_hints)
+        self._rounds = [
+            Round("pulse", lambda: settings.heartbeat_seconds, self._appear),
+            Round("sweep", sweep.pause_seconds, sweep.run),
+        ]
+        for member in self._rounds:
+            member.start()
+
+    def close(self) -> None:
+        for member in self._rounds:
+            member.end()
+        self.database.transact(lambda db: presence.disappear(db, [self.process.id]))
+        self.database.close()
+        super().close()
+
+    def _appear(self) -> None:
+        self.database.transact(lambda db: presence.appear(db, self.process))
+
+    def _queued_hints(self, lane: Lane) -> int | None:
+        try:
+            length: Any = self._broker.llen(lane)
+            return int(length)
+        except Exception:
+            return None

@@ -1,0 +1,165 @@
+"""The crew of one worker process: comes on duty after the pool has started, and leaves after its last task has ended."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, TypeVar
+
+from celery import bootsteps
+from celery.worker.components import Pool
+
+from inturn.models import migrations
+from inturn.models.database import Database
+from inturn.models.errors import InturnError
+from inturn.models.states import Lane, ProcessKind, TurnState
+from inturn.models.store import presence
+from inturn.models.store.working import Settlement, Started
+from inturn.workers.app import InturnApp, broker_url
+from inturn.workers.events import Announcer, Bell
+from inturn.workers.ledger import Ledger
+from inturn.workers.maintenance import Pulse, Round, Sweep, describe_process
+from inturn.workers.pool import TaskPool
+from inturn.workers.provider import Providers
+from inturn.workers.providers import BUILDERS
+from inturn.workers.queues import CANCELS, Hints, connect
+from inturn.workers.turns import Stop, Turns
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_on_duty: "list[Crew]" = []
+
+
+def on_duty() -> "Crew":
+    """The crew of this process. Raises: RuntimeError."""
+    if not _on_duty:
+        raise RuntimeError("no crew is on duty in this process: tasks of inturn run in a worker (`inturn worker`)")
+    return _on_duty[-1]
+
+
+class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Celery starts it after the pool, and stops it before: the last replies still need the ledger."""
+
+    requires = (Pool,)
+    label = "inturn's crew"
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        app: InturnApp = worker.app
+        self.settings = app.settings
+        self.app = app
+        self.database = Database(self.settings.effective_database_url)
+
+    def start(self, worker: Any) -> None:
+        """Refuses to run on a schema that is not this program's."""
+        try:
+            migrations.prepare(self.database)
+        except InturnError as error:
+            logger.critical("%s", error)
+            raise SystemExit(1) from error
+        self.pool: TaskPool = worker.pool
+        lanes = [name for name in worker.app.amqp.queues.consume_from if name in set(Lane)]
+        self.process = describe_process(ProcessKind.WORKER, lanes, worker.concurrency)
+        self._assemble()
+        self._begin()
+        _on_duty.append(self)
+
+    def _assemble(self) -> None:
+        settings = self.settings
+        self.announcer = Announcer(broker_url(settings))
+        self.hints = Hints(self.app)
+        self.broker = connect(broker_url(settings))
+        self.ledger = Ledger(
+            self.database.dedicated(),
+            self.process.id,
+            lease_seconds=settings.lease_seconds,
+            context_turns=settings.context_turns,
+            gap_seconds=settings.ledger_gap_seconds,
+            on_settled=self._settled,
+        )
+        providers = Providers(
+            settings.available_providers, BUILDERS, deadline_seconds=settings.attempt_deadline_seconds
+        )
+        self.turns = Turns(settings, self.ledger, providers, self._hint_soon, lambda: self.pool.draining)
+        sweep = Sweep(self.database, settings, lambda ready: self.hints.publish(ready, ready.key), self._queued_hints)
+        pulse = Pulse(self.database, settings, self.process, lambda: dict(self.turns.held), self._lost, self._cancelled)
+        self.pulse = Round("pulse", lambda: settings.cancel_poll_seconds, pulse.run)
+        self.rounds = [
+            self.pulse,
+            Round("sweep", sweep.pause_seconds, sweep.run),
+            Round("bell", lambda: 0.0, self._listen),
+        ]
+
+    def _begin(self) -> None:
+        self.database.transact(lambda db: presence.appear(db, self.process))
+        self.announcer.start()
+        self.ledger.start()
+        for member in self.rounds:
+            member.start()
+
+    def stop(self, worker: Any) -> None:
+        """Warm: every reply in hand is finished and stored first."""
+        self.pool.drain()
+        self._leave()
+
+    def terminate(self, worker: Any) -> None:
+        """Cold: calls are broken off, and their turns go back at once."""
+        self.pool.terminate()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self not in _on_duty:
+            return
+        _on_duty.remove(self)
+        self.pool.drain(0)
+        self._in_loop(self.turns.providers.aclose())
+        self.ledger.stop(timeout=10)
+        for member in self.rounds:
+            member.end()
+        self.announcer.stop()
+        self.database.transact(lambda db: presence.disappear(db, [self.process.id]))
+        self.database.close()
+
+    def _in_loop(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        try:
+            self.pool.submit(coroutine).result(timeout=5)
+        except Exception as error:
+            coroutine.close()
+            logger.info("action=providers_not_closed reason=%r", error)
+
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Do something that waits for the database or for Redis, without holding up the loop."""
+        return await asyncio.get_running_loop().run_in_executor(None, work, *args)
+
+    def _settled(self, settlement: Settlement) -> None:
+        if settlement.state is not TurnState.QUEUED:
+            self.announcer.reply_stored(settlement.session_id)
+
+    def _hint_soon(self, started: Started, delay_seconds: float) -> None:
+        """From the loop: a timer of this process makes a retry punctual; if the process dies, the sweep sees to it."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(delay_seconds, self.announcer.soon, lambda: self.hints.publish(started, started.key))
+
+    def _queued_hints(self, lane: Lane) -> int | None:
+        try:
+            return int(self.broker.llen(lane))  # type: ignore[arg-type]
+        except Exception as error:
+            logger.info("action=queue_not_read lane=%s reason=%r", lane, error)
+            return None
+
+    def _lost(self, sessions: Collection[int]) -> None:
+        for session in sessions:
+            self.pool.loop.call_soon_threadsafe(self.turns.break_off, session, Stop.LOST)
+
+    def _cancelled(self, turns: Collection[tuple[int, int]]) -> None:
+        for session, number in turns:
+            self.pool.loop.call_soon_threadsafe(self.turns.break_off, session, Stop.CANCELLED, number)
+
+    def _listen(self) -> None:
+        """Until Redis goes away: every ring makes the pulse look at once for cancelled turns."""
+        with Bell(self.broker, CANCELS) as bell:
+            while bell.connected and self in _on_duty:
+                if bell.wait(None):
+                    self.pulse.wake()
+            bell.wait(1.0)

@@ -1,0 +1,208 @@
+"""The ledger: gathers what many turns want of the database at the same moment into one transaction (group commit).
+
+SQL is most of a turn's cost, and most of that is per statement and per commit. So the slots never talk to the database:
+each leaves its transition here and waits; one thread takes all that has gathered while the last transaction was under
+way, and commits it as one. A turn alone pays no wait, as nothing else is under way.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy.exc import DataError, IntegrityError
+
+from inturn.models.database import Database
+from inturn.models.errors import StorageError
+from inturn.models.states import AttemptOutcome, TurnState
+from inturn.models.store import working
+from inturn.models.store.working import Claim, Settlement, Started
+
+logger = logging.getLogger(__name__)
+
+BUSY_FROM = 4
+"""A transaction of fewer visits is no load: the next one need not wait for company."""
+RETRY_SECONDS = (0.1, 2.0)
+"""The first and the longest pause between two tries to reach a database that is gone."""
+UNSTORABLE = "unstorable"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a visit: was the settled session still held, and what was started."""
+
+    kept: bool
+    started: Started | None
+
+
+@dataclass(slots=True)
+class Visit:
+    """A slot at the ledger: an attempt to settle, a claim for the next turn, or both in one go."""
+
+    settlement: Settlement | None
+    claim: Claim | None
+    done: asyncio.Future[Answer]
+    answer: Answer | None = None
+    tried: bool = False
+    """A transaction with it failed with its outcome unknown: it may be in the database already."""
+
+
+class Ledger:
+    """One per worker process.
+
+    Args:
+        database: with a connection of the ledger's own (``Database.dedicated``).
+        owner: this process, as its leases name it.
+        lease_seconds: how long a lease lasts without a heartbeat.
+        context_turns: how many completed turns a model is shown where the session does not say.
+        gap_seconds: under load, the shortest time between two transactions: gathering more makes each turn cheaper.
+        on_settled: told, in the ledger's thread, each settlement that was stored.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        *,
+        lease_seconds: float,
+        context_turns: int,
+        gap_seconds: float,
+        on_settled: Callable[[Settlement], None],
+    ) -> None:
+        self.database, self.owner = database, owner
+        self._lease_seconds, self._context_turns, self._gap_seconds = lease_seconds, context_turns, gap_seconds
+        self._on_settled = on_settled
+        self._waiting: deque[Visit] = deque()
+        self._called = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="inturn-ledger", daemon=True)
+
+    def start(self) -> None:
+        """Open the connection and prepare the statements, so that the first turn does not wait for that."""
+        self._transact([])
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Commit what is waiting, and end."""
+        self._stopping = True
+        self._called.set()
+        self._thread.join(timeout)
+
+    async def visit(self, settlement: Settlement | None, claim: Claim | None) -> Answer:
+        """Settle an attempt, claim the next turn, or both in one transaction. A settlement's visit returns when it is
+        committed, or when somebody else holds its session; it waits for as long as the database is away.
+        """
+        return await self.submit(settlement, claim)
+
+    def submit(self, settlement: Settlement | None, claim: Claim | None) -> asyncio.Future[Answer]:
+        """``visit`` for a slot that may be gone before it is answered. Called in the pool's loop."""
+        visit = Visit(settlement, claim, asyncio.get_running_loop().create_future())
+        self._waiting.append(visit)
+        if not self._called.is_set():
+            self._called.set()
+        return visit.done
+
+    def _run(self) -> None:
+        while True:
+            self._called.wait()
+            self._called.clear()
+            visits = self._gathered()
+            if visits:
+                started = time.monotonic()
+                self._carry_out(visits)
+                self._deliver(visits)
+                if len(visits) >= BUSY_FROM and not self._stopping:
+                    time.sleep(max(0.0, self._gap_seconds - (time.monotonic() - started)))
+            elif self._stopping:
+                return
+
+    def _gathered(self) -> list[Visit]:
+        visits = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if visits or self._stopping:
+            self._called.set()  # look once more before sleeping: one may have come in between
+        return visits
+
+    def _deliver(self, visits: Sequence[Visit]) -> None:
+        """All answers in one call into the loop, as waking it is what costs."""
+        loop = visits[0].done.get_loop()
+        try:
+            loop.call_soon_threadsafe(answer_all, visits)
+        except RuntimeError:  # the loop is closed: the process ends, and nobody waits any more
+            return
+
+    def _carry_out(self, visits: Sequence[Visit]) -> None:
+        """Commit together; if that fails, one by one, so that one that cannot be stored fails alone."""
+        try:
+            self._transact(visits)
+        except Exception as error:
+            logger.warning("action=ledger_split visits=%d reason=%r", len(visits), type(error).__name__)
+            for visit in visits:
+                visit.tried = visit.tried or isinstance(error, StorageError)
+                self._carry_out_alone(visit)
+
+    def _carry_out_alone(self, visit: Visit) -> None:
+        """Until it is stored: a reply that was paid for is not given up because the database is away."""
+        pause = RETRY_SECONDS[0]
+        while True:
+            try:
+                return self._transact([visit])
+            except StorageError as error:
+                visit.tried = True
+                if visit.settlement is None:
+                    logger.warning("action=claim_failed reason=%s", error)
+                    return None
+                logger.warning("action=settle_retried turn=%s reason=%s", turn_of(visit.settlement), error)
+            except (DataError, IntegrityError) as error:
+                if visit.settlement is None or visit.settlement.error_type == UNSTORABLE:
+                    return logger.exception("action=ledger_refused")
+                visit.settlement = unstorable(visit.settlement, error)
+                continue
+            except Exception:
+                # A mistake of ours must not stop the thread that all turns pass through; the lease runs out by itself.
+                return logger.exception("action=ledger_failed")
+            if self._stopping:
+                return None
+            time.sleep(pause)
+            pause = min(pause * 2, RETRY_SECONDS[1])
+
+    def _transact(self, visits: Sequence[Visit]) -> None:
+        settling = [visit.settlement for visit in visits if visit.settlement is not None]
+        claiming = [visit.claim for visit in visits if visit.claim is not None]
+        with self.database.writing() as db:
+            kept = working.settle(db, self.owner, settling) if settling else set()
+            kept |= working.settled_before(db, [v.settlement for v in visits if v.tried and v.settlement is not None])
+            started = working.claim(db, self.owner, self._lease_seconds, self._context_turns, claiming)
+        given = iter(started)
+        for visit in visits:
+            was_kept = visit.settlement is not None and visit.settlement.session_id in kept
+            visit.answer = Answer(was_kept, next(given) if visit.claim is not None else None)
+            if was_kept and visit.settlement is not None:
+                self._on_settled(visit.settlement)
+
+
+def answer_all(visits: Sequence[Visit]) -> None:
+    for visit in visits:
+        if not visit.done.done():
+            visit.done.set_result(visit.answer or Answer(kept=False, started=None))
+
+
+def turn_of(settlement: Settlement) -> str:
+    return f"{settlement.session_id}.{settlement.number}"
+
+
+def unstorable(settlement: Settlement, error: Exception) -> Settlement:
+    """The failure that a reply ends as when no database takes it: asking for it again would cost the same again."""
+    logger.error("action=reply_unstorable turn=%s reason=%s", turn_of(settlement), type(error).__name__)
+    return replace(
+        settlement,
+        state=TurnState.FAILED,
+        outcome=AttemptOutcome.PERMANENT,
+        reply=None,
+        error_type=UNSTORABLE,
+        error_message="the database refuses the reply's text",
+        retryable=False,
+        request_id=None,
+    )

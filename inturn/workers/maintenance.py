@@ -1,0 +1,245 @@
+"""Repair and housekeeping: the heartbeat, the sweep, the reaping of dead processes, the cleanup.
+
+Every worker and every beat runs them, each in threads of its own; they are idempotent, so that nobody is a single point
+of failure.
+"""
+
+import logging
+import platform
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from importlib.metadata import version
+
+from inturn.models.database import Database
+from inturn.models.errors import StorageError
+from inturn.models.states import Lane, ProcessKind
+from inturn.models.store import presence, retention, sweeping
+from inturn.models.store.retention import Removal
+from inturn.models.store.sending import Ready
+from inturn.models.store.sweeping import Caps
+from inturn.settings import Settings
+from inturn.workers.processes import ProcessIdentity
+from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
+
+logger = logging.getLogger(__name__)
+
+SILENT_HEARTBEATS = 3
+"""A process that missed as many is not alive, as far as anybody can tell."""
+FORGET_SECONDS = 3600.0
+HINTS_A_SWEEP = 500
+DAY_SECONDS = 86400.0
+
+
+def describe_process(kind: ProcessKind, lanes: Iterable[str], concurrency: int) -> presence.Process:
+    """This process, as it shows itself in ``worker_processes``. Its id names the owner of its leases."""
+    mine = ProcessIdentity.mine()
+    return presence.Process(
+        id=str(mine),
+        kind=kind,
+        host=platform.node()[:200],
+        pid=mine.pid,
+        lanes=",".join(lanes),
+        concurrency=concurrency,
+        version=version("inturn"),
+    )
+
+
+def silent_seconds(settings: Settings) -> float:
+    return settings.heartbeat_seconds * SILENT_HEARTBEATS
+
+
+def caps(settings: Settings) -> Caps:
+    return Caps(settings.max_attempts, settings.max_rescues)
+
+
+class Round(threading.Thread):
+    """A member of the crew who does something at intervals, also when it went wrong the last time."""
+
+    def __init__(self, name: str, seconds: Callable[[], float], do: Callable[[], None]) -> None:
+        super().__init__(name=f"inturn-{name}", daemon=True)
+        self._seconds, self._do = seconds, do
+        self._woken = threading.Event()
+        self._over = False
+
+    def wake(self) -> None:
+        """Do it now."""
+        self._woken.set()
+
+    def end(self) -> None:
+        self._over = True
+        self._woken.set()
+        if self.is_alive():
+            self.join(timeout=5)
+
+    def run(self) -> None:
+        while not self._over:
+            self._woken.clear()
+            try:
+                self._do()
+            except StorageError as error:
+                logger.warning("action=%s_failed reason=%s", self.name, error)
+            except Exception:
+                logger.exception("action=%s_failed", self.name)
+            self._woken.wait(self._seconds())
+
+
+class Sweep:
+    """Takes back the leases of dead workers, and tells lanes about sessions whose hints were lost.
+
+    Args:
+        hint: told of each session that needs one.
+        queued_hints: how many hints a lane's queue holds now; None if Redis does not say.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        hint: Callable[[Ready], None],
+        queued_hints: Callable[[Lane], int | None],
+    ) -> None:
+        self.database, self.settings = database, settings
+        self._hint, self._queued_hints = hint, queued_hints
+        self._clocks: tuple[float, float] | None = None
+        self._wait_until = 0.0
+
+    def pause_seconds(self) -> float:
+        """With jitter, so that many workers do not sweep in step."""
+        return self.settings.sweep_seconds * random.uniform(0.8, 1.2)
+
+    def run(self) -> None:
+        """One pass over everything that may need repair."""
+        self.reap()
+        if self._clocks_agree():
+            self._in_chunks(lambda db: sweeping.rescue_expired(db, caps(self.settings)))
+        self._in_chunks(sweeping.cancel_abandoned)
+        retention.finish_removal(self.database)
+        for lane in Lane:
+            self._top_up(lane)
+        with self.database.writing() as db:
+            presence.forget_silent(db, FORGET_SECONDS)
+
+    def reap(self) -> None:
+        """Take back, without waiting for them to run out, the leases of processes of this host that are dead."""
+        with self.database.reading() as db:
+            known = presence.list_processes(db, silent_seconds(self.settings))
+        dead = [process.id for process in known if is_dead(process.id)]
+        if dead:
+            logger.warning("action=dead_workers_reaped count=%d", len(dead))
+            self._in_chunks(lambda db: sweeping.rescue_owned(db, dead, caps(self.settings)))
+            self.database.transact(lambda db: presence.disappear(db, dead))
+
+    def _in_chunks(self, rescue: Callable[..., list[Ready]]) -> None:
+        while ready := self.database.transact(rescue):
+            logger.info("action=sessions_rescued count=%d", len(ready))
+            for session in ready:
+                self._hint(session)
+
+    def _top_up(self, lane: Lane) -> None:
+        """Hint again, but never fill a queue with more than it holds for a moment: one hint drains many sessions."""
+        queued = self._queued_hints(lane)
+        if queued is None or queued >= HINTS_A_SWEEP:
+            return
+        stale = 0.0 if queued == 0 else self.settings.sweep_seconds
+        room = HINTS_A_SWEEP - queued
+        for session in self.database.transact(lambda db: sweeping.unhinted(db, lane, stale, room)):
+            self._hint(session)
+
+    def _clocks_agree(self) -> bool:
+        """A database clock that jumped ahead makes every lease look expired: then wait until they would be renewed."""
+        with self.database.reading() as db:
+            now = (sweeping.database_time(db), time.monotonic())
+        before, self._clocks = self._clocks, now
+        if before is not None and abs((now[0] - before[0]) - (now[1] - before[1])) > self.settings.lease_seconds / 4:
+            self._wait_until = now[1] + self.settings.lease_seconds
+            logger.warning(
+                "action=clock_jumped seconds=%+.1f: no lease is taken over for one lease time", now[0] - before[0]
+            )
+        return now[1] >= self._wait_until
+
+
+def is_dead(process_id: str) -> bool:
+    """Whether that process ran on this host, as far as PIDs tell, and is gone."""
+    try:
+        return ProcessIdentity.parse(process_id).is_alive() is False
+    except ValueError:
+        return False
+
+
+class Pulse:
+    """The heartbeat of one worker: keeps its leases, notices those it lost, and looks for cancelled turns.
+
+    Args:
+        held: session and token of each lease that a slot holds now.
+        lost: told of each session that turned out to be somebody else's.
+        cancelled: told of each session and turn whose user wants it back.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        process: presence.Process,
+        held: Callable[[], dict[int, int]],
+        lost: Callable[[Collection[int]], None],
+        cancelled: Callable[[Collection[tuple[int, int]]], None],
+    ) -> None:
+        self.database, self.settings, self.process = database, settings, process
+        self._held, self._lost, self._cancelled = held, lost, cancelled
+        self._next_beat = 0.0
+        self._orphans: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Look for cancelled turns; beat when it is time to."""
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + self.settings.heartbeat_seconds
+            self._beat()
+        with self.database.reading() as db:
+            requests = sweeping.cancel_requests(db, self.process.id)
+        if requests:
+            self._cancelled(requests)
+
+    def _beat(self) -> None:
+        before = self._held()
+        lease = self.settings.lease_seconds
+        renew_below = lease - self.settings.heartbeat_seconds / 2
+
+        def beat(db: sweeping.Connection) -> dict[int, int]:
+            presence.appear(db, self.process)
+            return sweeping.extend(db, self.process.id, lease, renew_below)
+
+        mine = self.database.transact(beat)
+        now = self._held()
+        lost = [
+            session for session, token in before.items() if now.get(session) == token and mine.get(session) != token
+        ]
+        if lost:
+            self._lost(lost)
+        self._free_orphans({session: token for session, token in mine.items() if now.get(session) != token})
+
+    def _free_orphans(self, orphans: dict[int, int]) -> None:
+        """Leases that no slot knows of, as their claim's answer never came: only if they are so twice in a row, since an
+        answer may be on its way.
+        """
+        twice = {session: token for session, token in orphans.items() if self._orphans.get(session) == token}
+        self._orphans = orphans
+        if twice:
+            logger.warning("action=orphans_freed count=%d", len(twice))
+            self.database.transact(lambda db: sweeping.rescue_orphans(db, self.process.id, twice, caps(self.settings)))
+
+
+def clean_up(database: Database, settings: Settings) -> Iterable[Removal]:
+    """Remove all expired sessions, a chunk at a time; yields what was removed once its chunk is committed."""
+    while removed := retention.remove_expired(database, settings.retention_days * DAY_SECONDS, settings.cleanup_chunk):
+        yield from removed
+
+
+def scheduled_cleanup(database: Database, settings: Settings) -> None:
+    """What beat asks for. The first who claims the period's tick does it."""
+    with database.reading() as db:
+        slot = int(sweeping.database_time(db) // settings.cleanup_interval_seconds)
+    if database.transact(lambda db: presence.tick(db, REMOVE_EXPIRED_SESSIONS, slot)):
+        removed = sum(1 for _ in clean_up(database, settings))
+        logger.info("action=cleaned_up removed=%d", removed)

@@ -1,0 +1,436 @@
+"""The asyncio pool for Celery: the tasks of a worker run on one event loop, thousands at a time.
+
+Celery's tracer is synchronous code, so each task has a greenlet in which the tracer runs, unpatched. A body awaits
+through ``run_coroutine``, which leaves the greenlet; the asyncio task that drives it awaits the coroutine and comes
+back with what came of it: a value, an error, or a cancellation.
+
+Two threads. Celery's **hub thread** owns requests, channels and events, none of which is thread-safe, so Celery is
+told everything there. The **loop thread** runs the tasks. Work goes in by ``call_soon_threadsafe``; news come out by
+a deque, and a pipe that the hub watches. (Not by ``hub.call_soon``: its lock may be held by the very hub thread that
+a signal handler has interrupted to wait for us.) With a transport that has no hub, a thread of ours delivers the news:
+the loop thread would hold up every task for as long as one acknowledgement takes.
+
+What this pool cannot do: go on while a body neither awaits nor returns (it names that task after about a second), kill
+what refuses to be cancelled, restart, or renew itself after a number of tasks: there is no child process to replace.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import wait
+from typing import Any, TypeVar, cast
+
+import uvloop
+from billiard.einfo import ExceptionInfo
+from celery import exceptions
+from celery.concurrency.base import BasePool
+from celery.platforms import EX_FAILURE
+from celery.worker import state
+from greenlet import getcurrent, greenlet
+from kombu.asynchronous.semaphore import LaxBoundedSemaphore
+
+logger = logging.getLogger(__name__)
+
+BLOCKED_SECONDS = 1.0
+WATCH_SECONDS = 0.25
+COLD_STOP_SECONDS = 3.0
+
+Value = TypeVar("Value")
+
+
+class Body(greenlet):  # type: ignore[misc]
+    """The greenlet of one task: Celery's tracer and, inside it, the task's body."""
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, Value]) -> Value:
+    """Await ``coroutine`` from the synchronous body of a task of this pool. Other tasks run meanwhile.
+
+    Raises:
+        asyncio.CancelledError: the task was terminated. Let it pass, after cleaning up (which may await again).
+        SoftTimeLimitExceeded: the task's soft time limit is over.
+        RuntimeError: the caller is no task of this pool.
+    """
+    body = getcurrent()
+    if not isinstance(body, Body):
+        coroutine.close()
+        raise RuntimeError(
+            "run_coroutine was called outside a task of inturn's pool: start the worker with `inturn worker` (or "
+            "worker_pool='inturn.workers.pool:TaskPool'); in a coroutine use await, elsewhere asyncio.run"
+        )
+    return cast(Value, body.parent.switch(coroutine))
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Job:
+    """One task in hand. Celery keeps a weak reference to it, to terminate it by.
+
+    The hub thread writes ``terminated`` and ``is_settled``, the loop thread all the rest.
+    """
+
+    pool: "TaskPool"
+    pid: int
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    limits: tuple[float | None, float | None]  # hard and soft, in seconds
+    callbacks: dict[str, Any]
+    terminated: int | None = None  # by this signal, had there been a process
+    is_settled: bool = False  # Celery knows how it ended, or is never to know
+    asyncio_task: asyncio.Task[None] | None = None
+    alarms: tuple[asyncio.TimerHandle, ...] = ()
+    is_soft_limit_hit: bool = False
+    result: Any = None
+    failure: BaseException | None = None
+
+    def __str__(self) -> str:
+        # Celery's arguments to its tracer begin with the task's name and ID.
+        return "{}[{}]".format(*self.args)
+
+    def notify(self, name: str, *args: Any) -> None:
+        """Call one of Celery's callbacks. Hub thread. Its failure is not the pool's, nor the next task's."""
+        try:
+            if callback := self.callbacks.get(name):
+                callback(*args)
+        except Exception:
+            logger.exception("Celery failed to take note of %s (%s)", self, name)
+
+    def terminate(self, signum: int | None = None) -> None:
+        """Cancel what the task awaits. Hub thread. Celery calls it twice for one revoke, and once is enough."""
+        if self.terminated is None:
+            self.terminated = signum or signal.SIGTERM
+            self.pool.call_soon(self.cancel)
+
+    def abandon(self) -> None:
+        """Cancel the task and tell Celery nothing, as if its process had been killed. Hub thread."""
+        self.is_settled = True
+        self.pool.call_soon(self.cancel)
+
+    def settle(self) -> None:
+        """Tell Celery how the task ended, in the words of its own pools. Hub thread."""
+        failure = self.failure
+        if self.is_settled:
+            return
+        self.is_settled = True
+        if self.terminated is not None:
+            failure = exceptions.Terminated(self.terminated)
+        if failure is None:
+            self.notify("callback", self.result)
+        elif isinstance(failure, exceptions.WorkerShutdown | exceptions.WorkerTerminate):
+            stop_worker(failure)
+        else:
+            lost = not isinstance(failure, Exception)
+            self.notify(
+                "error_callback", exception_info(exceptions.WorkerLostError(repr(failure)) if lost else failure)
+            )
+
+    def begin(self) -> None:
+        if self.terminated is not None or self.is_settled:
+            self.pool.job_ended(self)
+            return
+        self.asyncio_task = self.pool.loop.create_task(self._perform())
+        self.asyncio_task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():  # before its first step
+            self.failure = asyncio.CancelledError()
+        for alarm in self.alarms:
+            alarm.cancel()
+        self.pool.job_ended(self)
+
+    async def _perform(self) -> None:
+        alarms = zip(self.limits, (self._hit_limit, self._hit_soft_limit), strict=True)
+        self.alarms = tuple(self.pool.loop.call_later(limit, alarm) for limit, alarm in alarms if limit)
+        try:
+            self.result = await self._drive()
+        except BaseException as error:  # noqa: BLE001 - the hub thread tells Celery of all of them
+            self.failure = error
+
+    async def _drive(self) -> Any:
+        """Run the body, await what it passes out, pass back what came of it; return what the body returns."""
+        body = Body(self.target)
+        body.gr_context = getcurrent().gr_context
+        passed = body.switch(*self.args)
+        while body:
+            value = failure = None
+            try:
+                value = await passed
+            except BaseException as error:  # noqa: BLE001 - the body decides
+                # Without our frame: Celery clears the frames of a failed body's traceback, and before Python 3.13 that
+                # closes suspended coroutines: this one, when an error is shared (several waiters of one future).
+                failure = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            if self.is_soft_limit_hit:
+                failure = self._soft_limit_error() or failure
+            passed = body.throw(type(failure), failure, failure.__traceback__) if failure else body.switch(value)
+        return passed
+
+    def cancel(self) -> bool:
+        return self.asyncio_task is not None and self.asyncio_task.cancel()
+
+    def _hit_limit(self) -> None:
+        if self.cancel():
+            self.pool.tell(self._settle_as_late)
+
+    def _settle_as_late(self) -> None:
+        if self.terminated is None and not self.is_settled:
+            self.is_settled = True
+            self.notify("timeout_callback", False, self.limits[0])
+
+    def _hit_soft_limit(self) -> None:
+        if self.terminated is None and self.cancel():
+            self.is_soft_limit_hit = True
+            self.pool.tell(self.notify, "timeout_callback", True, self.limits[1])
+
+    def _soft_limit_error(self) -> Exception | None:
+        """The soft limit's cancellation as the error it stands for; None when the task was cancelled otherwise too."""
+        self.is_soft_limit_hit = False
+        assert self.asyncio_task is not None
+        return None if self.asyncio_task.uncancel() else exceptions.SoftTimeLimitExceeded(self.limits[1])
+
+
+class TaskPool(BasePool):  # type: ignore[misc]
+    """The pool that the setting ``worker_pool`` names.
+
+    Attributes:
+        loop: the event loop of all tasks, once the pool has started.
+        draining: the worker is stopping, so whatever can stop early should begin nothing new.
+        closing: the same, to be awaited on the loop.
+    """
+
+    loop: asyncio.AbstractEventLoop
+
+    # Celery keeps requests back while all slots are taken, looks again whether they were revoked, and drops them with
+    # a lost connection, since they come again: better than a queue in here.
+    uses_semaphore = True
+    body_can_be_buffer = True
+    signal_safe = False  # stopping waits for another thread, which a signal handler should not
+    is_green = False  # nothing is monkey-patched: the hub thread is a plain one
+    task_join_will_block = True  # result.get() in a body would hold up all of them, so Celery is to refuse it
+
+    def __init__(self, limit: int, *args: Any, **options: Any) -> None:
+        super().__init__(limit, *args, **options)
+        for option in ("maxtasksperchild", "max_memory_per_child"):
+            if options.get(option):
+                raise exceptions.ImproperlyConfigured(
+                    f"{option}={options[option]} cannot be honoured: inturn's pool has no child processes to replace. "
+                    "Remove worker_max_tasks_per_child and worker_max_memory_per_child, or restart the worker instead"
+                )
+        self.draining = False
+        self.closing = asyncio.Event()
+        self._pids = itertools.count(1)
+        self._halted = asyncio.Event()
+        self._has_hub = not options.get("threads")
+        self._slots = options.get("semaphore") or LaxBoundedSemaphore(limit)
+        self._jobs: dict[int, Job] = {}
+        self._news: deque[Callable[[], object]] = deque()
+        self._is_bell_rung = False
+        # Reentrant: a signal handler that stops the pool may have interrupted a delivery.
+        self._delivery = threading.RLock()
+        self._asked_at: float | None = None
+
+    def on_start(self) -> None:
+        self._bell_out, self._bell_in = os.pipe()
+        os.set_blocking(self._bell_out, False)
+        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self.loop = self._runner.get_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="inturn-loop", daemon=True)
+        self._thread.start()
+        if not self._has_hub:
+            threading.Thread(target=self._deliver_forever, name="inturn-news", daemon=True).start()
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Called at the start and after each loss of the broker, which empties the hub."""
+        hub.add_reader(self._bell_out, self._deliver)
+        hub.call_repeatedly(WATCH_SECONDS, self._watch)
+
+    def submit(self, coroutine: Coroutine[Any, Any, Value]) -> "Future[Value]":
+        """Run ``coroutine`` on the pool's loop, from any other thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        **callbacks: Any,
+    ) -> Job | None:
+        """Take a task in hand; None while stopping: its message, not acknowledged, goes back to its queue."""
+        if self.draining:
+            return None
+        limits = (timeout or self.options.get("timeout"), soft_timeout or self.options.get("soft_timeout"))
+        job = Job(self, next(self._pids), partial(target, **kwargs) if kwargs else target, args, limits, callbacks)
+        if self._has_hub:
+            self._admit(job)
+        else:
+            with self._delivery:
+                self._slots.acquire(self._admit, job)
+        return job
+
+    def _admit(self, job: Job) -> None:
+        self._jobs[job.pid] = job
+        # Before it begins: a task that was revoked while it waited is terminated in here.
+        job.notify("accept_callback", job.pid, time.monotonic())
+        self.call_soon(job.begin)
+
+    def terminate_job(self, pid: int, signum: int | None = None) -> None:
+        """Cancel the task that Celery knows by ``pid``: a handle, as there is one process for all."""
+        if job := self._jobs.get(pid):
+            job.terminate(signum)
+
+    def on_close(self) -> None:
+        self.draining = True
+        self.call_soon(self.closing.set)
+
+    def on_stop(self) -> None:
+        """Wait for the tasks in hand.
+
+        The signal handler of a cold shutdown comes here too, before the worker's other steps have stopped. They may
+        still need the loop: it is left to ``on_terminate``.
+        """
+        self.draining = True
+        self.drain()
+        if not is_stopping_cold():
+            self._halt()
+
+    def on_terminate(self) -> None:
+        """Cancel the tasks in hand and give them a moment to clean up."""
+        self.draining = True
+        for job in list(self._jobs.values()):
+            job.abandon()
+        self.drain(COLD_STOP_SECONDS)
+        self._halt()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait for the tasks in hand and tell Celery of each that ends. For the thread that stops the worker.
+
+        Args:
+            timeout: in seconds; None waits for as long as it takes, unless the worker is stopping cold.
+
+        Returns:
+            False when tasks still run.
+        """
+        limit = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            self._deliver()
+            if not self._jobs and not self._news:  # in this order: ``job_ended`` goes the other way round
+                return True
+            now = time.monotonic()
+            if is_stopping_cold():
+                limit = min(limit, now + COLD_STOP_SECONDS)
+            if now >= limit:
+                logger.warning("left behind, as they do not end: %s", ", ".join(map(str, self._jobs.values())))
+                return False
+            wait([self._bell_out], WATCH_SECONDS)
+
+    def grow(self, n: int = 1) -> None:
+        self.limit += n
+        self._slots.grow(n)
+
+    def shrink(self, n: int = 1) -> None:
+        if n >= self.limit:
+            raise ValueError(f"the pool has {self.limit} slots and cannot lose {n}: one must stay")
+        self.limit -= n
+        self._slots.shrink(n)
+
+    def restart(self) -> None:
+        raise RuntimeError("inturn's pool lives in the worker's process: restart the worker (SIGTERM loses no task)")
+
+    def _get_info(self) -> dict[str, Any]:
+        return {**super()._get_info(), "in-flight": len(self._jobs), "draining": self.draining}
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """Have the loop thread make a call; nothing when the loop is closed. Hub thread."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(callback, *args)
+
+    def tell(self, callback: Callable[..., object], *args: Any) -> None:
+        """Have the hub thread make a call. Loop thread."""
+        self._news.append(partial(callback, *args))
+        if not self._is_bell_rung:
+            self._is_bell_rung = True
+            os.write(self._bell_in, b"\0")
+
+    def job_ended(self, job: Job) -> None:
+        self.tell(self._settle, job)
+        self._jobs.pop(job.pid, None)
+
+    def _settle(self, job: Job) -> None:
+        job.settle()
+        self._slots.release()
+
+    def _deliver(self) -> None:
+        with self._delivery:
+            with suppress(BlockingIOError):
+                os.read(self._bell_out, 512)
+            self._is_bell_rung = False
+            for _ in range(len(self._news)):
+                try:
+                    call = self._news.popleft()
+                except IndexError:  # a signal handler came between and delivered the rest
+                    return
+                call()
+
+    def _deliver_forever(self) -> None:
+        while True:
+            wait([self._bell_out], WATCH_SECONDS)
+            self._deliver()
+            self._watch()
+
+    def _run_loop(self) -> None:
+        try:
+            with self._runner:
+                self._runner.run(self._halted.wait())
+        except BaseException as error:
+            # Say SystemExit, out of a coroutine that nobody awaits. Without loop no task would ever end.
+            logger.critical("the pool's event loop died of %r: the worker stops", error, exc_info=True)
+            self.tell(stop_worker, exceptions.WorkerTerminate(EX_FAILURE))
+
+    def _halt(self) -> None:
+        self.call_soon(self._halted.set)
+        self._thread.join(COLD_STOP_SECONDS)
+
+    def _watch(self) -> None:
+        """Ask the loop for a sign of life, and name the task that keeps it from giving one."""
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            self.call_soon(setattr, self, "_asked_at", None)
+        elif now - self._asked_at >= BLOCKED_SECONDS:
+            self._asked_at = math.inf  # one complaint is enough
+            current = asyncio.current_task(self.loop)
+            culprit = next((job for job in list(self._jobs.values()) if job.asyncio_task is current), "a callback")
+            frame = sys._current_frames().get(self._thread.ident or 0)
+            place = frame and f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            logger.warning("%s holds up all other tasks: for a second it has not awaited, at %s", culprit, place)
+
+
+def exception_info(error: BaseException) -> ExceptionInfo:
+    """The form in which Celery's callbacks take an error."""
+    try:
+        raise error
+    except BaseException:  # noqa: BLE001 - it has to have been raised
+        return ExceptionInfo()
+
+
+def stop_worker(order: SystemExit) -> None:
+    """Have the worker stop as soon as its consumer looks, as Celery's signal handlers do."""
+    if isinstance(order, exceptions.WorkerTerminate):
+        state.should_terminate = order.code or EX_FAILURE
+    else:
+        state.should_stop = order.code or 0
+
+
+def is_stopping_cold() -> bool:
+    return state.should_terminate is not None and state.should_terminate is not False

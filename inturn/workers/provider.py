@@ -1,0 +1,269 @@
+"""What a provider is: somebody who is shown a prompt and replies. The bodies live in ``providers/``.
+
+One ``reply`` is one POST: no provider retries, follows redirects or waits for its turn, because every try at a turn is
+an attempt row that was committed before. What went wrong is told in one of three ways, and only in these:
+
+==========  ===============================================================  =================================
+kind        meaning                                                          what becomes of the turn
+==========  ===============================================================  =================================
+safe        the provider did no work for it (refused, 429, 503)              tried again
+ambiguous   it may have (deadline, reset, cut off, garbage, 500)             tried again, a few times only
+permanent   the same call would fail again (400, 401, 404, a bad setting)    failed at once
+==========  ===============================================================  =================================
+
+``retries.py`` decides; ``models/states.py`` uses the same three words for an attempt's outcome.
+"""
+
+import asyncio
+import contextlib
+import ssl
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from http.cookiejar import CookieJar
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from inturn.models.content import storable
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+FailureKind = Literal["safe", "ambiguous", "permanent"]
+
+REPLY_LIMIT = 4 * 1024 * 1024
+"""Bytes of a decoded reply. More is no conversation, and would have to be read, stored and shown again every turn."""
+
+_CONNECT_SECONDS = 10.0
+_IDLE_SECONDS = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is shown.
+
+    Attributes:
+        model: the provider's own name of it, without ``provider/``.
+        messages: oldest first, each with ``role`` and ``content``.
+        options: of the session and the turn, merged; what they mean is the provider's affair.
+        key: stable over all attempts of one turn; sent as the idempotency key.
+    """
+
+    model: str
+    messages: list[dict[str, str]]
+    options: dict[str, Any]
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What it answered. ``content`` is never empty."""
+
+    content: str
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    request_id: str | None = None
+
+
+class ProviderError(Exception):
+    """There is no reply.
+
+    Attributes:
+        kind: see the table above.
+        error_type: in snake_case, for machines: ``rate_limited``, ``timeout``, ``http_500``.
+        message: one line for people, with no key and no prompt text in it.
+        status_code: the provider's, when it sent one.
+        retry_after: seconds that the provider asked to be left alone for.
+    """
+
+    def __init__(
+        self,
+        kind: FailureKind,
+        error_type: str,
+        message: str,
+        *,
+        status_code: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind
+        self.error_type = error_type
+        self.message = message
+        self.status_code = status_code
+        self.retry_after = retry_after
+
+
+class Provider(Protocol):
+    """Answers prompts. One object per process and configured name, used by thousands of turns at once."""
+
+    async def reply(self, prompt: Prompt) -> Reply:
+        """Make one call.
+
+        Raises:
+            ProviderError: there is no reply. Nothing else; the deadline is the caller's.
+        """
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+
+
+class ProviderConfig(Protocol):
+    """The settings of one provider (``settings.ProviderSettings`` is one). The key is read at each use, never kept."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def api_key_env(self) -> str: ...
+    @property
+    def options(self) -> dict[str, Any]: ...
+    @property
+    def headers(self) -> dict[str, str]: ...
+    @property
+    def deadline_seconds(self) -> float | None: ...
+    def api_key(self) -> "SecretStr | None": ...
+
+
+Builder = Callable[[str, ProviderConfig], Provider]
+"""Makes the provider of a type out of its configured name and its settings; runs once, on the loop."""
+
+
+class Providers:
+    """The configured providers of one process, and the deadline around every call to them.
+
+    A provider is built when it is first asked, on the loop that asks: a connection pool belongs to its loop.
+
+    Args:
+        configured: settings by provider name.
+        builders: what can be made, by ``type``.
+        deadline_seconds: for one reply in total, where the provider's settings name none. httpx's own timeouts are
+            per operation: a server that drips a byte a second never trips them.
+    """
+
+    def __init__(
+        self, configured: Mapping[str, ProviderConfig], builders: Mapping[str, Builder], *, deadline_seconds: float
+    ) -> None:
+        self._configured = configured
+        self._builders = builders
+        self._deadline_seconds = deadline_seconds
+        self._built: dict[str, Provider] = {}
+
+    async def reply(self, model: str, prompt: Prompt) -> Reply:
+        """Ask ``provider/model``, once.
+
+        Raises:
+            ProviderError: there is no reply. Nothing else but a cancellation leaves here.
+        """
+        name, _, bare_model = model.partition("/")
+        provider = self._provider(name)
+        deadline = self._configured[name].deadline_seconds or self._deadline_seconds
+        try:
+            async with asyncio.timeout(deadline):
+                reply = await provider.reply(replace(prompt, model=bare_model))
+        except ProviderError:
+            raise
+        except TimeoutError:
+            raise ProviderError(
+                "ambiguous",
+                "timeout",
+                f"{model} gave no whole reply within {deadline:g} s. "
+                f"If it needs longer, raise deadline_seconds of provider {name}",
+            ) from None
+        except Exception as error:  # noqa: BLE001 (whoever wrote the provider, a turn has to end)
+            raise _bug(model, error) from None
+        content = storable(reply.content)
+        if _bytes_at_most(content, REPLY_LIMIT):
+            return replace(reply, content=content)
+        raise too_large(model)
+
+    async def aclose(self) -> None:
+        """Close every provider that was built; a failure to close is nobody's problem any more."""
+        while self._built:
+            _, provider = self._built.popitem()
+            with contextlib.suppress(Exception):
+                await provider.aclose()
+
+    def _provider(self, name: str) -> Provider:
+        if name not in self._built:
+            self._built[name] = self._build(name)
+        return self._built[name]
+
+    def _build(self, name: str) -> Provider:
+        config = self._configured.get(name)
+        if config is None:
+            raise _not_configured(name, f"this worker has {', '.join(sorted(self._configured)) or 'none'}")
+        builder = self._builders.get(config.type)
+        if builder is None:
+            raise _not_configured(name, f"its type {config.type!r} is none of {', '.join(sorted(self._builders))}")
+        return builder(name, config)
+
+
+def too_large(model: str) -> ProviderError:
+    """The reply went over the cap; asking again would most likely make another one like it."""
+    return ProviderError(
+        "permanent",
+        "reply_too_large",
+        f"{model} replied with more than {REPLY_LIMIT // 1024**2} MiB; it was cut off and not kept. "
+        "Ask for less, or limit max_tokens",
+    )
+
+
+def http_client(*, tls: bool) -> httpx.AsyncClient:
+    """Open the only kind of HTTP client that calls a model.
+
+    httpx, on aiohttp's connections: httpx's own pool looks through every open connection for every call.
+    Proxies in the environment, cookies and redirects are all ignored: the operator's base URL is where the key and the
+    prompt go, and nowhere else. There is no read timeout: the deadline around the call is the one that counts.
+
+    Args:
+        tls: whether ``https`` will be spoken; only then are certificates loaded (certifi's, or those that
+            ``SSL_CERT_FILE`` names).
+    """
+    context = httpx.create_ssl_context() if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    def open_session() -> aiohttp.ClientSession:
+        # Left to itself the transport keeps aiohttp's limit of 100 connections. An idle connection is let go before the
+        # server does it: uvicorn (vLLM, LiteLLM) and Node close after 5 s, and a POST that meets the closing is lost.
+        connector = aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=_IDLE_SECONDS)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+
+    return httpx.AsyncClient(
+        transport=AiohttpTransport(client=open_session, verify=context, trust_env=False),
+        cookies=_NoCookies(),
+        trust_env=False,
+        follow_redirects=False,
+    )
+
+
+# "pool" is the transport's word for the whole of connecting, with name lookup, which "connect" leaves out.
+HTTP_TIMEOUTS = {"timeout": {"connect": _CONNECT_SECONDS, "pool": _CONNECT_SECONDS, "read": None, "write": None}}
+"""The ``extensions`` of every request."""
+
+
+class _NoCookies(CookieJar):
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Keep none: one session's routing cookie must not travel with another's prompt."""
+
+
+def _bug(model: str, error: Exception) -> ProviderError:
+    """A mistake in a provider's code: told by its place only, as its message and its causes may hold prompt or key."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{type(error).__name__} in {PurePath(frame.filename).name}, line {frame.lineno}"
+    return ProviderError("ambiguous", "provider_bug", f"{model}: the provider's code failed with {place}. Report it")
+
+
+def _bytes_at_most(text: str, limit: int) -> bool:
+    """Without encoding what is plainly short enough: UTF-8 takes at most four bytes a character."""
+    return len(text) * 4 <= limit or len(text.encode()) <= limit
+
+
+def _not_configured(name: str, because: str) -> ProviderError:
+    key = {"openai": "OPENAI_API_KEY"}.get(name)
+    remedy = f"Set {key} in the worker's environment" if key else f"Add [providers.{name}] to the worker's inturn.toml"
+    message = f"provider {name!r} is not configured: {because}. {remedy} and restart it"
+    return ProviderError("permanent", "provider_not_configured", message)

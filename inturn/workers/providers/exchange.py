@@ -1,0 +1,164 @@
+"""One POST over HTTP, and what it means when it comes to nothing.
+
+Whether a failure is safe to repeat hangs on one question: had the request left? The httpx transport's own exceptions
+do not tell (refused, reset and hung up are all a ``ConnectTimeout``), but their causes do: aiohttp raises a
+``ClientConnectorError`` for what went wrong before, and only for that.
+
+No error is raised ``from`` aiohttp's: those carry the request's headers, and with them the key, in their ``repr``.
+"""
+
+import asyncio
+import contextlib
+import errno
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import httpx
+
+from inturn.workers.provider import HTTP_TIMEOUTS, REPLY_LIMIT, ProviderError, too_large
+
+_REFUSAL_LIMIT = 64 * 1024
+_REFUSAL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: ``body`` is decoded. Of one that is no success the body may be empty or cut short."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def post(
+    client: httpx.AsyncClient, url: httpx.URL, headers: dict[str, str], body: bytes, *, model: str
+) -> Answer:
+    """Send once and read the answer, whatever its status; no retry, no redirect.
+
+    Args:
+        model: as ``provider/model``, for messages.
+
+    Raises:
+        ProviderError: nothing was sent (safe), the answer did not come whole (ambiguous), or it is over the cap.
+    """
+    request = httpx.Request("POST", url, headers=headers, content=body, extensions=HTTP_TIMEOUTS)
+    try:
+        response = await client.send(request, stream=True)
+    except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+        raise _failure(error, url, model) from None
+    try:
+        if not response.is_success:
+            return Answer(response.status_code, response.headers, await _read_refusal(response))
+        return Answer(response.status_code, response.headers, await _read(response, url, model))
+    finally:
+        with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError, OSError):
+            await response.aclose()
+
+
+async def _read(response: httpx.Response, url: httpx.URL, model: str) -> bytes:
+    decoder = _decoder(response.headers.get("content-encoding", ""), model)
+    chunks: list[bytes] = []
+    left = REPLY_LIMIT
+    try:
+        async for raw in response.aiter_raw():
+            chunk = decoder.decode(raw, left + 1)
+            left -= len(chunk)
+            if left < 0:
+                raise too_large(model)
+            chunks.append(chunk)
+    except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+        raise _failure(error, url, model) from None
+    except zlib.error:
+        raise ProviderError("ambiguous", "bad_reply", f"{model} sent a reply that says gzip and is not") from None
+    if not decoder.is_whole:
+        raise _cut_off(url, model)
+    return b"".join(chunks)
+
+
+async def _read_refusal(response: httpx.Response) -> bytes:
+    """What there is of it, soon: the status already says what happened, and a body that drips must not hide it."""
+    chunks: list[bytes] = []
+    with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError, OSError, zlib.error, ProviderError, TimeoutError):
+        async with asyncio.timeout(_REFUSAL_SECONDS):
+            decoder = _decoder(response.headers.get("content-encoding", ""), "")
+            left = _REFUSAL_LIMIT
+            async for raw in response.aiter_raw():
+                chunks.append(decoder.decode(raw, left))
+                left -= len(chunks[-1])
+                if left <= 0:
+                    break
+    return b"".join(chunks)
+
+
+class _Plain:
+    is_whole = True
+
+    def decode(self, raw: bytes, limit: int) -> bytes:
+        return raw[:limit]
+
+
+class _Gzip:
+    """httpx's own decoder inflates a whole chunk at a time: 16 KiB of a gzip bomb are 16 MiB."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
+
+    @property
+    def is_whole(self) -> bool:
+        return self._inflate.eof
+
+    def decode(self, raw: bytes, limit: int) -> bytes:
+        if self._inflate.eof:
+            # zlib would keep them all, in a buffer that it copies for each chunk.
+            raise zlib.error("bytes after the end")
+        return self._inflate.decompress(raw, limit)
+
+
+def _decoder(encoding: str, model: str) -> _Plain | _Gzip:
+    match encoding.strip().lower():
+        case "" | "identity":
+            return _Plain()
+        case "gzip" | "x-gzip":
+            return _Gzip()
+        case other:
+            raise ProviderError("ambiguous", "bad_reply", f"{model} replied in the encoding {other[:40]!r}, unasked")
+
+
+def _failure(error: Exception, url: httpx.URL, model: str) -> ProviderError:
+    """The failure of a connection by its cause; see the table in ``retries.decide``."""
+    cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ is not None else error
+    place = url.netloc.decode("ascii")
+    match cause:
+        case aiohttp.ClientConnectorDNSError():
+            return _unsent("dns", f"{model}: no address for {url.host}", "Check the provider's base_url")
+        case aiohttp.ClientSSLError():
+            remedy = "Check its base_url; SSL_CERT_FILE can name the certificates of a private authority"
+            return _unsent("tls", f"{model}: no TLS with {place} ({_reason(cause)})", remedy)
+        case aiohttp.ClientConnectorError() if cause.os_error.errno == errno.ECONNREFUSED:
+            return _unsent("refused", f"{model}: {place} refused the connection", "Does the server run?")
+        case aiohttp.ClientConnectorError():
+            return _unsent("unreachable", f"{model}: no connection to {place} ({_reason(cause)})", "Is it up?")
+        case aiohttp.ConnectionTimeoutError():
+            return _unsent("connect_timeout", f"{model}: no connection to {place} in time", "Is it up?")
+        case aiohttp.ClientPayloadError():
+            return _cut_off(url, model)
+        case aiohttp.ClientResponseError():
+            return ProviderError("ambiguous", "bad_reply", f"{model}: {place} sent what is no proper HTTP")
+        case _:
+            return ProviderError("ambiguous", "disconnected", f"{model}: {place} hung up before its reply came")
+
+
+def _cut_off(url: httpx.URL, model: str) -> ProviderError:
+    return ProviderError("ambiguous", "truncated", f"{model}: {url.host} cut its reply off; nothing of it was kept")
+
+
+def _unsent(error_type: str, fact: str, remedy: str) -> ProviderError:
+    return ProviderError("safe", error_type, f"{fact}. Nothing was sent. {remedy}")
+
+
+def _reason(error: aiohttp.ClientConnectorError) -> str:
+    certificate = getattr(error, "certificate_error", None)
+    verdict = getattr(certificate, "verify_message", "") or error.os_error.strerror
+    return str(verdict or type(error.os_error).__name__)[:120]

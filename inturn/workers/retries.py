@@ -1,0 +1,115 @@
+"""Which failures are tried again, when, and how often. Pure functions: the clock and the dice are handed in."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from inturn.workers.provider import FailureKind
+
+RETRY_AFTER_CAP = 3600.0
+"""Seconds. Beyond an hour a ``Retry-After`` is a daily quota or a broken clock, and a turn that waited for it would
+look lost; asking once an hour costs nothing, since the provider turns it away unread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try again once ``delay`` seconds have passed; the turn waits as ``queued`` with ``ready_at``."""
+
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The turn fails; ``reason`` is half a sentence for people."""
+
+    reason: str
+
+
+def decide(
+    error_kind: FailureKind,
+    *,
+    attempts: int,
+    ambiguous: int,
+    max_attempts: int,
+    max_ambiguous: int,
+    retry_after: float | None,
+    base: float,
+    cap: float,
+    draw: float,
+) -> Again | GiveUp:
+    """Decide about a turn whose attempt has just failed.
+
+    ==========  =====================================================================  ==========================
+    kind        failures                                                               tried again
+    ==========  =====================================================================  ==========================
+    safe        refused, unreachable, dns, tls, connect_timeout, rate_limited (429),   up to ``max_attempts``
+                unavailable (503)
+    ambiguous   timeout, disconnected, truncated, bad_reply, provider_bug, http_408,   up to ``max_ambiguous``,
+                http_409, http_500 and every other 5xx                                 and ``max_attempts``
+    permanent   invalid_request (400), unauthorized (401), forbidden (403),            never
+                not_found (404), unprocessable (422), other 4xx, redirect, no_key,
+                bad_key, bad_base_url, bad_header, provider_not_configured,
+                reply_too_large
+    ==========  =====================================================================  ==========================
+
+    Args:
+        attempts: tries so far, of every kind, with this one.
+        ambiguous: how many of them were ambiguous, with this one.
+        retry_after: seconds that the provider asked for. A lower bound: the jitter comes on top, or everybody who was
+            told the same would come back at once. At most ``RETRY_AFTER_CAP`` of it is believed.
+        base: seconds; the longest first wait. It doubles with each attempt up to ``cap``.
+        cap: seconds.
+        draw: uniform in [0, 1): full jitter, anything from at once to the longest wait.
+    """
+    if error_kind == "permanent":
+        return GiveUp("trying again would fail again")
+    if attempts >= max_attempts:
+        return GiveUp(f"all {max_attempts} attempts are used up")
+    if error_kind == "ambiguous" and ambiguous >= max_ambiguous:
+        return GiveUp(f"{ambiguous} attempts may have been worked on and paid for; more are not risked")
+    # The exponent is bounded, as 2.0**1024 is an OverflowError.
+    longest = min(cap, base * 2.0 ** min(attempts - 1, 64))
+    asked = min(max(retry_after or 0.0, 0.0), RETRY_AFTER_CAP)
+    return Again(asked + longest * draw)
+
+
+def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """How long a response asks to be left alone, in seconds; None when it does not say, or nonsense.
+
+    Understands ``retry-after-ms`` (OpenAI, Azure; the more exact one wins) and ``retry-after`` as seconds or as an HTTP
+    date (RFC 9110, 10.2.3). A date is compared with the response's own ``date``, where there is one, so that a clock
+    that is wrong on either side does no harm.
+
+    Args:
+        headers: of the response; looked up in lower case.
+        now: timezone-aware, for a date without a ``date`` beside it.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None:
+        return seconds
+    until = _http_date(value)
+    if until is None:
+        return None
+    return max(0.0, (until - (_http_date(headers.get("date")) or now)).total_seconds())
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _http_date(value: str | None) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(value or "")
+    except (ValueError, IndexError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,256 @@
+"""The stack of a home: broker, workers and beat under one supervisor, as others see it from outside.
+
+There are two kinds. A *permanent* stack is what somebody started with ``inturn up``; it ends when they stop it. A
+*linked* one was started by a command or a client that needed a worker and found none; it ends when its last user has
+gone. A user holds ``users.lock`` together with the others, so that the kernel counts them, also when they are killed.
+The linked supervisor takes that lock alone before it goes: whoever comes in that moment waits until it has gone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from inturn.models.errors import NoWorkerError
+from inturn.settings import Settings
+from inturn.workers.children import launch_program
+from inturn.workers.embedded import broker_answers
+from inturn.workers.home import FileLock, last_lines, lock_is_held, log_file, private_directory, write_whole
+from inturn.workers.processes import ProcessIdentity
+
+START_SECONDS = 30.0
+STOPPING_SECONDS = 15.0  # what a supervisor needs after its workers' grace: to stop the broker and to clean up
+POLL_SECONDS = 0.05
+APPEAR_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class StackInfo:
+    """What ``up.json`` says. The supervisor writes it, and removes it when it has stopped everything.
+
+    Attributes:
+        supervisor: The process that holds ``up.lock``; None while a stack is just about to say who it is.
+        since: When it started.
+        linked: Whether it ends with its last user.
+        ready: Whether the broker answers and a worker is at work.
+        stopping: Whether it is on its way out.
+        children: Its processes by name.
+    """
+
+    supervisor: ProcessIdentity | None = None
+    since: datetime | None = None
+    linked: bool = False
+    ready: bool = False
+    stopping: bool = False
+    children: dict[str, ProcessIdentity] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.supervisor is None or self.since is None:
+            return "starting at this moment"
+        return f"PID {self.supervisor.pid}, since {self.since.astimezone():%Y-%m-%d %H:%M:%S}"
+
+    def write(self, home: Path) -> None:
+        """Make it known.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        known = {
+            "supervisor": str(self.supervisor),
+            "since": self.since and self.since.isoformat(),
+            "linked": self.linked,
+            "ready": self.ready,
+            "stopping": self.stopping,
+            "children": {name: str(identity) for name, identity in self.children.items()},
+        }
+        write_whole(state_file(home), json.dumps(known, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, home: Path) -> Self | None:
+        """What the last supervisor made known, alive or not; None when there is nothing to be read."""
+        try:
+            known = json.loads(state_file(home).read_text())
+            return cls(
+                supervisor=ProcessIdentity.parse(known["supervisor"]),
+                since=datetime.fromisoformat(known["since"]),
+                linked=bool(known["linked"]),
+                ready=bool(known["ready"]),
+                stopping=bool(known["stopping"]),
+                children={name: ProcessIdentity.parse(text) for name, text in known["children"].items()},
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+
+class StackUse:
+    """A user's hold on the stack: while it is open, a linked stack stays. Close it, or use it in ``with``."""
+
+    def __init__(self, lock: FileLock) -> None:
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let the stack go. Twice is harmless."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def state_file(home: Path) -> Path:
+    return home / "up.json"
+
+
+def stack_lock(home: Path) -> Path:
+    return home / "up.lock"
+
+
+def users_lock(home: Path) -> Path:
+    return home / "users.lock"
+
+
+def running_stack(home: Path) -> StackInfo | None:
+    """The stack that runs in this home, linked or not; None when none does.
+
+    The lock decides: what ``up.json`` says counts only while the process that wrote it is the one that holds the lock.
+    """
+    deadline = time.monotonic() + APPEAR_SECONDS
+    while lock_is_held(stack_lock(home)):
+        info = StackInfo.read(home)
+        if info and info.supervisor and info.supervisor.is_alive() is not False:
+            return info
+        if time.monotonic() > deadline:
+            return StackInfo()
+        time.sleep(0.01)
+    return None
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The environment of the stack's processes: ours, with home and URLs as set, wherever they were set."""
+    urls = {"INTURN_DATABASE_URL": settings.database_url, "INTURN_BROKER_URL": settings.broker_url}
+    environment = {name: value for name, value in os.environ.items() if name not in urls}
+    return environment | {"INTURN_HOME": str(settings.home)} | {name: url for name, url in urls.items() if url}
+
+
+def inturn_command(*words: str) -> list[str]:
+    """How a process of ours starts another one. ``-P``: files of the current directory must not shadow our imports."""
+    return [sys.executable, "-P", "-m", "inturn", *words]
+
+
+def ensure_stack(
+    settings: Settings,
+    *,
+    command: Sequence[str] | None = None,
+    start_seconds: float = START_SECONDS,
+    report: Callable[[str], None] = lambda sentence: None,
+) -> StackUse:
+    """Hold on to the stack of this home, and start a linked one when none runs. Returns when it is ready.
+
+    Args:
+        settings: Whose database and broker must both be the embedded ones.
+        command: What starts the linked supervisor; default ``inturn up --linked``.
+        start_seconds: How long a stack may take to get ready.
+        report: Is told what there is to wait for.
+
+    Raises:
+        NoWorkerError: It is not for us to start workers here, or the stack did not get ready.
+        StorageError: The home cannot be written.
+    """
+    if not settings.is_embedded:
+        raise NoWorkerError("no worker is alive, and this database is not the embedded one: start `inturn worker`")
+    home = private_directory(settings.home)
+    lock = FileLock(users_lock(home))
+    try:
+        _join_users(lock, settings.shutdown_grace_seconds + STOPPING_SECONDS, report)
+        _Start(settings, command or inturn_command("up", "--linked"), report).run(start_seconds)
+    except BaseException:
+        lock.close()
+        raise
+    return StackUse(lock)
+
+
+def _join_users(lock: FileLock, seconds: float, report: Callable[[str], None]) -> None:
+    """Become one of the users, after a linked stack that is stopping has gone.
+
+    Raises:
+        NoWorkerError: It takes longer than its workers' grace allows.
+    """
+    began, told = time.monotonic(), False
+    while not lock.try_shared():
+        waited = time.monotonic() - began
+        if waited > seconds:
+            raise NoWorkerError(
+                f"the stack before this one has not stopped within {seconds:g} s. Look at {lock.path.parent}"
+            )
+        if waited > 1 and not told:
+            report("waiting for the stack before this one to finish its replies in hand")
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+class _Start:
+    """A user's wait for a ready stack, in which one of all those who wait starts it."""
+
+    def __init__(self, settings: Settings, command: Sequence[str], report: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._home = settings.home
+        self._command = command
+        self._report = report
+        self._log = log_file(settings.home, "up")
+        self._said = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, seconds: float) -> None:
+        """Wait until a stack is ready, whoever started it.
+
+        Raises:
+            NoWorkerError: None gets ready in time.
+        """
+        with FileLock(self._home / "starting.lock") as turn:
+            deadline = time.monotonic() + seconds
+            while not self._is_ready(stack := running_stack(self._home)):
+                if stack and stack.stopping:
+                    deadline = time.monotonic() + seconds  # it ends within its own grace, and ours begins after that
+                if time.monotonic() > deadline:
+                    raise NoWorkerError(
+                        f"the embedded stack did not get ready within {seconds:g} s. {self._last_words()}"
+                    )
+                if stack is None and turn.try_exclusive():
+                    self._launch()
+                time.sleep(POLL_SECONDS)
+
+    def _is_ready(self, stack: StackInfo | None) -> bool:
+        return stack is not None and stack.ready and not stack.stopping and broker_answers(self._home)
+
+    def _launch(self) -> None:
+        """Start a supervisor that outlives us, unless ours is on its way.
+
+        Raises:
+            NoWorkerError: Ours has failed.
+        """
+        if self._process is None or self._process.returncode == 0:  # 0: an `inturn up` took its place, and has gone too
+            self._report("starting the embedded broker and a worker")
+            self._said = self._log.stat().st_size if self._log.exists() else 0
+            self._process = launch_program(self._command, child_environment(self._settings), self._log)
+            # It may end before we do: somebody has to read its exit code then, or a zombie stays.
+            threading.Thread(target=self._process.wait, name="inturn-stack", daemon=True).start()
+        elif self._process.returncode is not None and running_stack(self._home) is None:
+            raise NoWorkerError(
+                f"the embedded stack ended at its start with code {self._process.returncode}. {self._last_words()}"
+            )
+
+    def _last_words(self) -> str:
+        words = " / ".join(last_lines(self._log, 8, after=self._said)) or "nothing"
+        return f"It said: {words}. `inturn up` shows more, and so do the logs in {self._log.parent}"

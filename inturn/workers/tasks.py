@@ -1,0 +1,32 @@
+"""The Celery tasks: doors into the crew of the process that runs them."""
+
+from typing import TypedDict
+
+from celery import Task, shared_task
+
+from inturn.models.states import Lane
+from inturn.workers import maintenance
+from inturn.workers.crew import on_duty
+from inturn.workers.pool import run_coroutine
+from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS, SEND_MESSAGE
+
+
+class Hint(TypedDict):
+    """ "This session has work": lossy, may come twice, carries no text."""
+
+    v: int
+    session: int
+
+
+@shared_task(name=SEND_MESSAGE, bind=True, ignore_result=True)
+def send_message(self: Task, hint: Hint) -> None:
+    """Work off the session's waiting turns, then others of the lane."""
+    lane = Lane((self.request.delivery_info or {}).get("routing_key") or Lane.CHAT)
+    run_coroutine(on_duty().turns.work(lane, hint["session"]))
+
+
+@shared_task(name=REMOVE_EXPIRED_SESSIONS, ignore_result=True)
+def remove_expired_sessions() -> None:
+    """Remove what the retention policy says, once per period however many beats there are."""
+    crew = on_duty()
+    run_coroutine(crew.in_thread(maintenance.scheduled_cleanup, crew.database, crew.settings))

@@ -1,0 +1,189 @@
+"""One session's slice of turns: claim and start, call, settle and release, again.
+
+A task takes the session that its hint names, works off its waiting turns, then goes on with other ready sessions of the
+lane until nothing is ready or its slice is used up. So many turns share one message, and no lane starves another.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from inturn.models.states import AttemptOutcome, Lane, TurnState
+from inturn.models.store.working import Claim, Settlement, Started
+from inturn.settings import Settings
+from inturn.workers.ledger import Answer, Ledger
+from inturn.workers.provider import Prompt, ProviderError, Providers, Reply
+from inturn.workers.retries import Again, decide
+
+logger = logging.getLogger(__name__)
+
+
+class Stop(Enum):
+    """Why a call is broken off."""
+
+    CANCELLED = auto()
+    """Its user took the turn back: it is settled as cancelled."""
+    LOST = auto()
+    """Somebody else holds the session now: nothing is settled, as nothing could be."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A model call under way."""
+
+    started: Started
+    task: "asyncio.Task[Reply]"
+    stop: Stop | None = None
+
+    def break_off(self, stop: Stop) -> None:
+        self.stop = self.stop or stop
+        self.task.cancel()
+
+
+class Turns:
+    """The turns that this process works on. Everything here runs in the pool's loop.
+
+    Args:
+        hint_soon: told, with lane, session and delay in seconds, when a session's next hint is due.
+        draining: whether the worker is stopping: the reply in hand is finished, and nothing new is begun.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        providers: Providers,
+        hint_soon: Callable[[Started, float], None],
+        draining: Callable[[], bool],
+    ) -> None:
+        self.settings, self.ledger, self.providers = settings, ledger, providers
+        self._hint_soon, self._draining = hint_soon, draining
+        self.calls: dict[int, Call] = {}
+        """By session: what runs now."""
+        self.held: dict[int, int] = {}
+        """Session and token of every lease that a slot of this process knows itself to hold."""
+
+    async def work(self, lane: Lane, session_id: int | None) -> int:
+        """One slice. Returns how many turns it worked on."""
+        until, turns = time.monotonic() + self.settings.slice_seconds, 0
+        if self._draining():
+            return turns
+        answer = await self.ledger.visit(None, Claim(lane, session_id))
+        while answer.started is not None:
+            started, turns = answer.started, turns + 1
+            settlement = await self._attempt(started)
+            more = turns < self.settings.slice_turns and time.monotonic() < until and not self._draining()
+            answer = await self._settle(started, settlement, Claim(lane, started.session_id) if more else None)
+            if not more:
+                self._hint_soon(started, 0.0)
+        return turns
+
+    async def _attempt(self, started: Started) -> Settlement | None:
+        """Make the call that is on record, and say how it ended; None if the session is somebody else's now."""
+        self.held[started.session_id] = started.token
+        prompt = Prompt(started.model, started.messages, started.options, idempotency_key(started))
+        call = Call(started, asyncio.get_running_loop().create_task(self.providers.reply(started.model, prompt)))
+        self.calls[started.session_id] = call
+        try:
+            reply = await call.task
+        except ProviderError as error:
+            return self._failed(started, error)
+        except asyncio.CancelledError:
+            if call.stop is Stop.LOST:
+                return None
+            if call.stop is Stop.CANCELLED:
+                return ended(started, TurnState.CANCELLED, AttemptOutcome.CANCELLED)
+            call.task.cancel()
+            # The slot itself is being stopped. Its turn goes back at once, and nobody is left to wait for the answer.
+            self._let_go(started)
+            self.ledger.submit(ended(started, TurnState.QUEUED, AttemptOutcome.AMBIGUOUS), None)
+            raise
+        finally:
+            del self.calls[started.session_id]
+        return answered(started, reply)
+
+    def _failed(self, started: Started, error: ProviderError) -> Settlement:
+        outcome = AttemptOutcome(error.kind)
+        verdict = decide(
+            error.kind,
+            attempts=started.attempts,
+            ambiguous=started.ambiguous + (outcome is AttemptOutcome.AMBIGUOUS),
+            max_attempts=self.settings.max_attempts,
+            max_ambiguous=self.settings.max_ambiguous_attempts,
+            retry_after=error.retry_after,
+            base=self.settings.retry_base_seconds,
+            cap=self.settings.retry_cap_seconds,
+            draw=random.random(),
+        )
+        again = isinstance(verdict, Again)
+        logger.info(
+            "action=attempt_failed session=%s turn=%s attempt=%d error=%s again=%s",
+            started.key, started.turn_id, started.attempts, error.error_type, again,
+        )  # fmt: skip
+        return Settlement(
+            session_id=started.session_id,
+            token=started.token,
+            number=started.number,
+            attempt=started.attempts,
+            state=TurnState.QUEUED if again else TurnState.FAILED,
+            outcome=outcome,
+            delay_seconds=verdict.delay if isinstance(verdict, Again) else 0.0,
+            error_type=error.error_type,
+            error_message=error.message,
+            status_code=error.status_code,
+            retryable=outcome is not AttemptOutcome.PERMANENT,
+        )
+
+    async def _settle(self, started: Started, settlement: Settlement | None, claim: Claim | None) -> Answer:
+        answer = await self.ledger.visit(settlement, claim)
+        self._let_go(started)
+        if settlement is not None and not answer.kept:
+            logger.warning("action=lease_lost session=%s turn=%s: nothing was stored", started.key, started.turn_id)
+        if settlement is not None and settlement.state is TurnState.QUEUED:
+            self._hint_soon(started, settlement.delay_seconds)
+        return answer
+
+    def _let_go(self, started: Started) -> None:
+        if self.held.get(started.session_id) == started.token:
+            del self.held[started.session_id]
+
+    def break_off(self, session_id: int, stop: Stop, number: int | None = None) -> None:
+        """Break off the call of a session (of that turn only, if given), if one is under way."""
+        call = self.calls.get(session_id)
+        if call is not None and number in (None, call.started.number):
+            logger.info(
+                "action=call_broken_off session=%s turn=%s why=%s", call.started.key, call.started.turn_id, stop.name
+            )
+            call.break_off(stop)
+
+
+def idempotency_key(started: Started) -> str:
+    """The same for every attempt of a turn, and another one in every other deployment: a provider that saw it before
+    answers with what it answered then.
+    """
+    said = started.messages[-1]["content"]
+    return hashlib.sha256(f"{started.key}\0{started.turn_id}\0{said}".encode()).hexdigest()[:32]
+
+
+def ended(started: Started, state: TurnState, outcome: AttemptOutcome) -> Settlement:
+    return Settlement(started.session_id, started.token, started.number, started.attempts, state, outcome)
+
+
+def answered(started: Started, reply: Reply) -> Settlement:
+    return Settlement(
+        session_id=started.session_id,
+        token=started.token,
+        number=started.number,
+        attempt=started.attempts,
+        state=TurnState.COMPLETED,
+        outcome=AttemptOutcome.COMPLETED,
+        reply=reply.content,
+        request_id=reply.request_id,
+        input_tokens=reply.input_tokens,
+        output_tokens=reply.output_tokens,
+    )
