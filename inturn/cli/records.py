@@ -1,6 +1,9 @@
 """Sessions, turns and messages as the records that ``--json`` prints. Their keys are a promise to scripts."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from inturn.cli.values import shown_retention
 
 if TYPE_CHECKING:
     from inturn.client import Message, SessionMetadata, Turn
@@ -37,11 +40,13 @@ TURN_KEYS = (
 
 
 def session_record(metadata: "SessionMetadata") -> dict[str, Any]:
-    return {key: getattr(metadata, key) for key in SESSION_KEYS}
+    record = {key: getattr(metadata, key) for key in SESSION_KEYS}
+    return record | {"retention": shown_retention(metadata.retention)}
 
 
 def turn_record(turn: "Turn") -> dict[str, Any]:
-    return {key: getattr(turn, key) for key in TURN_KEYS}
+    record = {key: getattr(turn, key) for key in TURN_KEYS}
+    return record | {"error": asdict(turn.error) if turn.error else None}
 
 
 def message_record(message: "Message") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import click
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.records import message_record, turn_record
+from inturn.models.states import ProcessKind
 
 if TYPE_CHECKING:
     from inturn.client import Client, Session, Turn
@@ -66,5 +67,5 @@ def print_turn(client: "Client", turn: "Turn", as_json: bool) -> None:
         render.json_line(turn_record(turn))
     else:
         render.data(turn.id)
-    if not any(worker.alive for worker in client.list_workers()):
+    if not any(one.alive and one.kind is ProcessKind.WORKER for one in client.list_workers()):
         render.talk("the prompt is stored; no worker is alive: `inturn up` or `inturn worker` will answer it")

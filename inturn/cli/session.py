@@ -1,7 +1,6 @@
 """``inturn session``: create, list, show, delete, hold and release."""
 
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,8 +8,26 @@ from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.records import message_record, session_record
 from inturn.cli.values import json_pair, moment, pair, retention_rule
+from inturn.models.errors import SessionNotFoundError
+
+if TYPE_CHECKING:
+    from inturn.client import Client, Session, SessionMetadata
 
 SPEAKERS = {"user.message": "you", "assistant.message": "assistant", "system.message": "system"}
+
+
+def looked_up(client: "Client", session_id: str) -> "tuple[Session, SessionMetadata]":
+    """A session that is not resumed: looking at one is no use of it, and must not put off its removal.
+
+    Raises:
+        SessionNotFoundError: There is none of that ID.
+    """
+    from inturn.client import Session
+
+    metadata = client.get_session_metadata(session_id)
+    if metadata is None:
+        raise SessionNotFoundError(session_id)
+    return Session(client, metadata.session_id, int(metadata.cursor)), metadata
 
 
 @click.group()
@@ -67,16 +84,15 @@ def list_(invocation: Invocation, /, as_json: bool, limit: int | None, **filters
 @click.option(
     "--messages", "count", type=click.IntRange(min=0), metavar="N", help="Only the first so many messages [all]."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the messages in it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the messages as its history.")
 @pass_invocation
 def show(invocation: Invocation, session_id: str, count: int | None, as_json: bool) -> None:
     """Show a session with its messages."""
     with invocation.client() as client:
-        opened = client.resume_session(session_id)
-        record, messages = session_record(opened.metadata()), islice(opened.get_messages(), count)
+        found, metadata = looked_up(client, session_id)
+        record, messages = session_record(metadata), found.get_messages(limit=count)
         if as_json:
-            # "messages" is their number in a list, and the messages themselves here.
-            render.json_line(record | {"messages": [message_record(message) for message in messages]})
+            render.json_line(record | {"history": [message_record(message) for message in messages]})
             return
         render.records(record.items())
         for message in messages:
@@ -90,8 +106,8 @@ def show(invocation: Invocation, session_id: str, count: int | None, as_json: bo
 def delete(invocation: Invocation, session_id: str, yes: bool) -> None:
     """Delete a session with everything in it, for good."""
     with invocation.client() as client:
-        messages = client.resume_session(session_id).metadata().messages
-        if not yes and not render.ask(f"Delete session {session_id} with its {messages} messages for good?"):
+        _, metadata = looked_up(client, session_id)
+        if not yes and not render.ask(f"Delete session {session_id} with its {metadata.messages} messages for good?"):
             raise click.Abort
         client.delete_session(session_id)
     render.talk(f"session {session_id} is deleted")

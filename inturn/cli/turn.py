@@ -5,6 +5,7 @@ import click
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.records import turn_record
+from inturn.cli.session import looked_up
 from inturn.models.states import TurnState
 
 PROMPT_WIDTH = 60
@@ -24,7 +25,7 @@ def list_(invocation: Invocation, session_id: str, state: str | None, as_json: b
     """List the turns of a session."""
     wanted = TurnState(state) if state else None
     with invocation.client() as client:
-        turns = client.resume_session(session_id).get_turns(state=wanted)
+        turns = looked_up(client, session_id)[0].get_turns(state=wanted)
         if as_json:
             for one in turns:
                 render.json_line(turn_record(one))

@@ -3,7 +3,7 @@
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -29,14 +29,28 @@ def span(text: str) -> timedelta:
     return float(found[1]) * UNITS[found[2]]
 
 
-def retention_rule(text: str) -> timedelta | Literal["never", "policy"]:
-    """A length of time without activity, ``never``, or ``policy``.
+def shown_span(length: timedelta) -> str:
+    """A length of time as ``span`` reads it, in the largest unit that leaves no fraction."""
+    for unit, one in reversed(UNITS.items()):
+        if length % one == timedelta():
+            return f"{length // one}{unit}"
+    return f"{length.total_seconds():g}s"
+
+
+def retention_rule(text: str) -> timedelta | str | None:
+    """A length of time without activity, ``policy``, or ``never``, which the SDK calls None.
 
     Raises:
         click.BadParameter: It is none of them.
     """
-    rules: dict[str, Literal["never", "policy"]] = {"never": "never", "policy": "policy"}
-    return rules.get(text) or span(text)
+    if text == "never":
+        return None
+    return text if text == "policy" else span(text)
+
+
+def shown_retention(rule: timedelta | str | None) -> str:
+    """A retention rule as ``retention_rule`` reads it."""
+    return shown_span(rule) if isinstance(rule, timedelta) else rule or "never"
 
 
 def moment(text: str) -> datetime:

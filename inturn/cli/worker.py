@@ -27,12 +27,17 @@ def worker(invocation: Invocation, concurrency: int | None, lanes: str, loglevel
     if unknown := set(lanes.split(",")) - set(Lane):
         raise click.BadParameter(f"no lane {min(unknown)!r}: there are {', '.join(Lane)}", param_hint="--lanes")
     invocation.flags["concurrency"] = concurrency
-    run_celery(invocation, "worker", f"--loglevel={loglevel}", f"--queues={lanes}")
+    # Workers find one another in the database: they need no gossip, and no second of mingling before they begin.
+    quiet = ("--without-gossip", "--without-mingle")
+    run_celery(invocation, "worker", f"--loglevel={loglevel}", f"--queues={lanes}", *quiet)
 
 
 def run_celery(invocation: Invocation, *arguments: str) -> None:
     """Become one of Celery's programs, on a database that is as it should be."""
+    import warnings
     from contextlib import closing
+
+    from celery.exceptions import SecurityWarning
 
     from inturn.models import migrations
     from inturn.models.database import Database
@@ -46,4 +51,6 @@ def run_celery(invocation: Invocation, *arguments: str) -> None:
         render.talk(
             "the embedded broker does not run, and is waited for: `inturn up` starts it, with a worker and beat"
         )
+    # It warns root of pickled messages, and ours are JSON only.
+    warnings.simplefilter("ignore", SecurityWarning)
     make_app(settings).start(["--quiet", *arguments])

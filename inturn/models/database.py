@@ -22,7 +22,6 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from inturn.models.errors import DatabaseUnreachableError, InturnError, SchemaError, StorageError
-from inturn.models.store.dialects import postgresql
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +65,11 @@ class Database:
             connection.execute("; ".join(self._session_settings))
             connection.commit()
 
-    def dedicated(self) -> "Database":
-        """A database with one connection for the ledger's statements; on SQLite, where one writes at a time, this one."""
+    def dedicated(self, session_settings: Sequence[str]) -> "Database":
+        """A database with one connection for a kind of statements; on SQLite, where one writes at a time, this one."""
         if self.dialect == "sqlite":
             return self
-        return Database(self.url.render_as_string(hide_password=False), 1, postgresql.SESSION_SETTINGS)
+        return Database(self.url.render_as_string(hide_password=False), 1, session_settings)
 
     def _sqlite(self) -> Engine:
         engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
@@ -122,7 +121,7 @@ def keep_to_owner(path: str | None) -> None:
     """Make the file before SQLite does, readable by its owner only; its WAL takes over the mode."""
     if path and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not os.path.exists(path):
+        if not Path(path).exists():
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 

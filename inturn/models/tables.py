@@ -292,6 +292,15 @@ class RemovalRow(Row, table=True):
     removed_at: datetime
 
 
+SESSIONS = Row.metadata.tables["sessions"]
+LEASES = Row.metadata.tables["leases"]
+TURNS = Row.metadata.tables["turns"]
+MESSAGES = Row.metadata.tables["messages"]
+ATTEMPTS = Row.metadata.tables["attempts"]
+TICKS = Row.metadata.tables["ticks"]
+WORKER_PROCESSES = Row.metadata.tables["worker_processes"]
+REMOVALS = Row.metadata.tables["removals"]
+
 FINAL_IS_FINAL = {
     "sqlite": (
         """
@@ -313,7 +322,7 @@ WHEN (OLD.finished_at IS NOT NULL AND NEW.state <> OLD.state) EXECUTE FUNCTION i
 for _dialect, _statements in FINAL_IS_FINAL.items():
     for _statement in _statements:
         event.listen(
-            Row.metadata.tables["turns"],
+            TURNS,
             "after_create",
             DDL(_statement.replace("%", "%%")).execute_if(dialect=_dialect),
         )

@@ -17,7 +17,7 @@ WORKER_SOCKET_TIMEOUT_SECONDS = 120
 """Longer than a worker's blocking read of its queues, so that only a broker that is gone ends it."""
 
 
-class InturnApp(Celery):
+class InturnApp(Celery):  # type: ignore[misc]
     """Celery, and the settings that it was made from."""
 
     settings: Settings

@@ -12,7 +12,7 @@ from inturn.models import migrations
 from inturn.models.database import Database
 from inturn.models.errors import InturnError
 from inturn.models.states import Lane, ProcessKind, TurnState
-from inturn.models.store import presence
+from inturn.models.store import presence, working
 from inturn.models.store.working import Settlement, Started
 from inturn.workers.app import InturnApp, broker_url
 from inturn.workers.events import Announcer, Bell
@@ -71,7 +71,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.hints = Hints(self.app)
         self.broker = connect(broker_url(settings))
         self.ledger = Ledger(
-            self.database.dedicated(),
+            self.database.dedicated(working.ENGINES[self.database.dialect].SESSION_SETTINGS),
             self.process.id,
             lease_seconds=settings.lease_seconds,
             context_turns=settings.context_turns,
@@ -143,7 +143,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _queued_hints(self, lane: Lane) -> int | None:
         try:
-            return int(self.broker.llen(lane))  # type: ignore[arg-type]
+            return int(self.broker.llen(lane))
         except Exception as error:
             logger.info("action=queue_not_read lane=%s reason=%r", lane, error)
             return None

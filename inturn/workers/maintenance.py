@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import version
 
+from sqlalchemy import Connection
+
 from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.states import Lane, ProcessKind
@@ -97,7 +99,7 @@ class Sweep:
         self,
         database: Database,
         settings: Settings,
-        hint: Callable[[Ready], None],
+        hint: Callable[[Ready], object],
         queued_hints: Callable[[Lane], int | None],
     ) -> None:
         self.database, self.settings = database, settings
@@ -206,7 +208,7 @@ class Pulse:
         lease = self.settings.lease_seconds
         renew_below = lease - self.settings.heartbeat_seconds / 2
 
-        def beat(db: sweeping.Connection) -> dict[int, int]:
+        def beat(db: Connection) -> dict[int, int]:
             presence.appear(db, self.process)
             return sweeping.extend(db, self.process.id, lease, renew_below)
 

@@ -118,27 +118,25 @@ class Job:
 
     def settle(self) -> None:
         """Tell Celery how the task ended, in the words of its own pools. Hub thread."""
-        failure = self.failure
         if self.is_settled:
             return
         self.is_settled = True
-        if self.terminated is not None:
-            failure = exceptions.Terminated(self.terminated)
+        failure = self.failure if self.terminated is None else exceptions.Terminated(self.terminated)
         if failure is None:
             self.notify("callback", self.result)
         elif isinstance(failure, exceptions.WorkerShutdown | exceptions.WorkerTerminate):
             stop_worker(failure)
         else:
-            lost = not isinstance(failure, Exception)
-            self.notify(
-                "error_callback", exception_info(exceptions.WorkerLostError(repr(failure)) if lost else failure)
-            )
+            try:
+                raise failure if isinstance(failure, Exception) else exceptions.WorkerLostError(repr(failure))
+            except Exception:  # noqa: BLE001 - raised only because ExceptionInfo takes the error under way
+                self.notify("error_callback", ExceptionInfo())
 
     def begin(self) -> None:
         if self.terminated is not None or self.is_settled:
             self.pool.job_ended(self)
             return
-        self.asyncio_task = self.pool.loop.create_task(self._perform())
+        self.asyncio_task = self.pool.loop.create_task(self._drive())
         self.asyncio_task.add_done_callback(self._on_done)
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
@@ -148,48 +146,41 @@ class Job:
             alarm.cancel()
         self.pool.job_ended(self)
 
-    async def _perform(self) -> None:
-        alarms = zip(self.limits, (self._hit_limit, self._hit_soft_limit), strict=True)
-        self.alarms = tuple(self.pool.loop.call_later(limit, alarm) for limit, alarm in alarms if limit)
-        try:
-            self.result = await self._drive()
-        except BaseException as error:  # noqa: BLE001 - the hub thread tells Celery of all of them
-            self.failure = error
-
-    async def _drive(self) -> Any:
-        """Run the body, await what it passes out, pass back what came of it; return what the body returns."""
+    async def _drive(self) -> None:
+        """Run the body, await what it passes out and pass back what came of it, until the body returns."""
+        call_later = self.pool.loop.call_later
+        self.alarms = tuple(call_later(limit, self._hit_limit, bool(i)) for i, limit in enumerate(self.limits) if limit)
         body = Body(self.target)
         body.gr_context = getcurrent().gr_context
-        passed = body.switch(*self.args)
-        while body:
-            value = failure = None
-            try:
-                value = await passed
-            except BaseException as error:  # noqa: BLE001 - the body decides
-                # Without our frame: Celery clears the frames of a failed body's traceback, and before Python 3.13 that
-                # closes suspended coroutines: this one, when an error is shared (several waiters of one future).
-                failure = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
-            if self.is_soft_limit_hit:
-                failure = self._soft_limit_error() or failure
-            passed = body.throw(type(failure), failure, failure.__traceback__) if failure else body.switch(value)
-        return passed
+        try:
+            passed = body.switch(*self.args)
+            while body:
+                value = failure = None
+                try:
+                    value = await passed
+                except BaseException as error:  # noqa: BLE001 - the body decides
+                    # Without our frame: Celery clears the frames of a failed body's traceback, and before Python 3.13
+                    # that closes suspended coroutines: this one, when waiters of one future share its error.
+                    failure = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+                if self.is_soft_limit_hit:
+                    failure = self._soft_limit_error() or failure
+                passed = body.throw(type(failure), failure, failure.__traceback__) if failure else body.switch(value)
+            self.result = passed
+        except BaseException as error:  # noqa: BLE001 - the hub thread tells Celery of all of them
+            self.failure = error
 
     def cancel(self) -> bool:
         return self.asyncio_task is not None and self.asyncio_task.cancel()
 
-    def _hit_limit(self) -> None:
-        if self.cancel():
-            self.pool.tell(self._settle_as_late)
-
-    def _settle_as_late(self) -> None:
-        if self.terminated is None and not self.is_settled:
-            self.is_settled = True
-            self.notify("timeout_callback", False, self.limits[0])
-
-    def _hit_soft_limit(self) -> None:
+    def _hit_limit(self, soft: bool) -> None:
         if self.terminated is None and self.cancel():
-            self.is_soft_limit_hit = True
-            self.pool.tell(self.notify, "timeout_callback", True, self.limits[1])
+            self.is_soft_limit_hit = soft
+            self.pool.tell(self._report_limit, soft)
+
+    def _report_limit(self, soft: bool) -> None:
+        if self.terminated is None and not self.is_settled:
+            self.is_settled = not soft
+            self.notify("timeout_callback", soft, self.limits[soft])
 
     def _soft_limit_error(self) -> Exception | None:
         """The soft limit's cancellation as the error it stands for; None when the task was cancelled otherwise too."""
@@ -206,8 +197,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
         draining: the worker is stopping, so whatever can stop early should begin nothing new.
         closing: the same, to be awaited on the loop.
     """
-
-    loop: asyncio.AbstractEventLoop
 
     # Celery keeps requests back while all slots are taken, looks again whether they were revoked, and drops them with
     # a lost connection, since they come again: better than a queue in here.
@@ -242,7 +231,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._bell_out, self._bell_in = os.pipe()
         os.set_blocking(self._bell_out, False)
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        self.loop = self._runner.get_loop()
+        self.loop: asyncio.AbstractEventLoop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._run_loop, name="inturn-loop", daemon=True)
         self._thread.start()
         if not self._has_hub:
@@ -257,20 +246,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         """Run ``coroutine`` on the pool's loop, from any other thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
-    def on_apply(
-        self,
-        target: Callable[..., Any],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-        timeout: float | None = None,
-        soft_timeout: float | None = None,
-        **callbacks: Any,
-    ) -> Job | None:
+    def on_apply(self, target: Callable[..., Any], args: Any = (), kwargs: Any = None, **options: Any) -> Job | None:
         """Take a task in hand; None while stopping: its message, not acknowledged, goes back to its queue."""
         if self.draining:
             return None
-        limits = (timeout or self.options.get("timeout"), soft_timeout or self.options.get("soft_timeout"))
-        job = Job(self, next(self._pids), partial(target, **kwargs) if kwargs else target, args, limits, callbacks)
+        hard, soft = (options.get(name) or self.options.get(name) for name in ("timeout", "soft_timeout"))
+        job = Job(self, next(self._pids), partial(target, **(kwargs or {})), args, (hard, soft), options)
         if self._has_hub:
             self._admit(job)
         else:
@@ -294,13 +275,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.call_soon(self.closing.set)
 
     def on_stop(self) -> None:
-        """Wait for the tasks in hand.
-
-        The signal handler of a cold shutdown comes here too, before the worker's other steps have stopped. They may
-        still need the loop: it is left to ``on_terminate``.
-        """
+        """Wait for the tasks in hand."""
         self.draining = True
         self.drain()
+        # A cold shutdown's signal handler comes here before the worker's other steps have stopped. They may still need
+        # the loop: ``on_terminate`` halts it.
         if not is_stopping_cold():
             self._halt()
 
@@ -313,17 +292,14 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._halt()
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait for the tasks in hand and tell Celery of each that ends. For the thread that stops the worker.
+        """Wait for the tasks in hand, telling Celery of each that ends; False when some go on after the timeout.
 
-        Args:
-            timeout: in seconds; None waits for as long as it takes, unless the worker is stopping cold.
-
-        Returns:
-            False when tasks still run.
+        For the thread that stops the worker. Without timeout (in seconds), only a cold shutdown ends the wait early.
         """
         limit = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             self._deliver()
+            self._watch()
             if not self._jobs and not self._news:  # in this order: ``job_ended`` goes the other way round
                 return True
             now = time.monotonic()
@@ -363,12 +339,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
             os.write(self._bell_in, b"\0")
 
     def job_ended(self, job: Job) -> None:
-        self.tell(self._settle, job)
+        self.tell(job.settle)
+        self.tell(self._slots.release)
         self._jobs.pop(job.pid, None)
-
-    def _settle(self, job: Job) -> None:
-        job.settle()
-        self._slots.release()
 
     def _deliver(self) -> None:
         with self._delivery:
@@ -410,18 +383,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         elif now - self._asked_at >= BLOCKED_SECONDS:
             self._asked_at = math.inf  # one complaint is enough
             current = asyncio.current_task(self.loop)
-            culprit = next((job for job in list(self._jobs.values()) if job.asyncio_task is current), "a callback")
+            culprit = next(
+                (job for job in list(self._jobs.values()) if current and job.asyncio_task is current), current
+            )
             frame = sys._current_frames().get(self._thread.ident or 0)
             place = frame and f"{frame.f_code.co_filename}:{frame.f_lineno}"
             logger.warning("%s holds up all other tasks: for a second it has not awaited, at %s", culprit, place)
-
-
-def exception_info(error: BaseException) -> ExceptionInfo:
-    """The form in which Celery's callbacks take an error."""
-    try:
-        raise error
-    except BaseException:  # noqa: BLE001 - it has to have been raised
-        return ExceptionInfo()
 
 
 def stop_worker(order: SystemExit) -> None:

@@ -253,7 +253,8 @@ class Supervisor:
             self._write()
         except OSError as error:
             self._report(
-                f"cannot write {state_file(self._home)} ({error.strerror}): should this `inturn up` be killed, the next one will not know what it left"
+                f"cannot write {state_file(self._home)} ({error.strerror}): an `inturn up` after a kill of this one "
+                "will not know what it has to stop"
             )
 
     def _write(self) -> None:

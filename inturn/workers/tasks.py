@@ -18,14 +18,14 @@ class Hint(TypedDict):
     session: int
 
 
-@shared_task(name=SEND_MESSAGE, bind=True, ignore_result=True)
+@shared_task(name=SEND_MESSAGE, bind=True, ignore_result=True)  # type: ignore[untyped-decorator]
 def send_message(self: Task, hint: Hint) -> None:
     """Work off the session's waiting turns, then others of the lane."""
     lane = Lane((self.request.delivery_info or {}).get("routing_key") or Lane.CHAT)
     run_coroutine(on_duty().turns.work(lane, hint["session"]))
 
 
-@shared_task(name=REMOVE_EXPIRED_SESSIONS, ignore_result=True)
+@shared_task(name=REMOVE_EXPIRED_SESSIONS, ignore_result=True)  # type: ignore[untyped-decorator]
 def remove_expired_sessions() -> None:
     """Remove what the retention policy says, once per period however many beats there are."""
     crew = on_duty()

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
-from sqlmodel import col
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, exists, func, or_, select
 
 from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
 from inturn.models.states import UNFINISHED, Retention, Role, SessionState, TurnState
 from inturn.models.store.sending import PROMPT, SYSTEM
-from inturn.models.tables import MessageRow, SessionRow, TurnRow
+from inturn.models.tables import MESSAGES, SESSIONS, TURNS
 
 REPLY = 2
 """Position of the assistant's message within a turn."""
@@ -89,21 +88,21 @@ class SessionFilter:
     busy: bool | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        found = [col(SessionRow.state) == SessionState.ACTIVE]
+        found = [SESSIONS.c.state == SessionState.ACTIVE]
         if self.key is not None:
-            found.append(col(SessionRow.key) == self.key)
+            found.append(SESSIONS.c.key == self.key)
         if self.prefix:
             # A range of the unique index: the first key that no longer has the prefix ends it.
             end = self.prefix[:-1] + chr(ord(self.prefix[-1]) + 1)
-            found += [col(SessionRow.key) >= self.prefix, col(SessionRow.key) < end]
+            found += [SESSIONS.c.key >= self.prefix, SESSIONS.c.key < end]
         for name, value in (self.labels or {}).items():
-            found.append(col(SessionRow.labels)[name].as_string() == value)
+            found.append(SESSIONS.c.labels[name].as_string() == value)
         if self.model is not None:
-            found.append(col(SessionRow.model) == self.model)
+            found.append(SESSIONS.c.model == self.model)
         if self.active_after is not None:
-            found.append(col(SessionRow.last_activity_at) >= self.active_after)
+            found.append(SESSIONS.c.last_activity_at >= self.active_after)
         if self.active_before is not None:
-            found.append(col(SessionRow.last_activity_at) < self.active_before)
+            found.append(SESSIONS.c.last_activity_at < self.active_before)
         if self.busy is not None:
             found.append(has_work() if self.busy else ~has_work())
         return found
@@ -111,46 +110,42 @@ class SessionFilter:
 
 def has_work() -> ColumnElement[bool]:
     """Busy is derived from the turns, and stored nowhere."""
-    return exists().where(col(TurnRow.session_id) == col(SessionRow.id), col(TurnRow.state).in_(UNFINISHED))
+    return exists().where(TURNS.c.session_id == SESSIONS.c.id, TURNS.c.state.in_(UNFINISHED))
 
 
 def _sessions() -> Select[Any]:
-    messages = select(func.count()).where(col(MessageRow.session_id) == col(SessionRow.id)).scalar_subquery()
+    messages = select(func.count()).where(MESSAGES.c.session_id == SESSIONS.c.id).scalar_subquery()
     system = (
-        select(col(MessageRow.content))
+        select(MESSAGES.c.content)
         .where(
-            col(MessageRow.session_id) == col(SessionRow.id),
-            col(MessageRow.turn_number) == col(SessionRow.system_turn),
-            col(MessageRow.position) == SYSTEM,
+            MESSAGES.c.session_id == SESSIONS.c.id,
+            MESSAGES.c.turn_number == SESSIONS.c.system_turn,
+            MESSAGES.c.position == SYSTEM,
         )
         .scalar_subquery()
     )
     return select(
-        *columns(SessionRow, SessionRecord, but=("system_message", "turns", "messages", "busy")),
+        *columns(SESSIONS, SessionRecord, but=("system_message", "turns", "messages", "busy")),
         system.label("system_message"),
-        (col(SessionRow.next_turn) - 1).label("turns"),
+        (SESSIONS.c.next_turn - 1).label("turns"),
         messages.label("messages"),
         has_work().label("busy"),
     )
 
 
-def columns(table: type[Any], record: type[Any], but: Sequence[str] = ()) -> list[ColumnElement[Any]]:
-    return [col(getattr(table, name)) for name in record.__slots__ if name not in but]
+def columns(table: Table, record: type[Any], but: Sequence[str] = ()) -> list[ColumnElement[Any]]:
+    """The table's columns that the record names."""
+    return [table.c[name] for name in record.__slots__ if name not in but]
 
 
 def list_sessions(database: Database, wanted: SessionFilter, after: int = 0, limit: int = 100) -> list[SessionRecord]:
     """A page of sessions in the order in which they were made: rows that arrive meanwhile come at the end."""
     with database.reading() as db:
-        page = (
-            _sessions()
-            .where(*wanted.conditions(), col(SessionRow.id) > after)
-            .order_by(col(SessionRow.id))
-            .limit(limit)
-        )
+        page = _sessions().where(*wanted.conditions(), SESSIONS.c.id > after).order_by(SESSIONS.c.id).limit(limit)
         return [_session(row) for row in db.execute(page)]
 
 
-def _session(row: Row[Any]) -> SessionRecord:
+def _session(row: Row[*tuple[Any, ...]]) -> SessionRecord:
     values = dict(row._mapping)
     return SessionRecord(**(values | {"retention": Retention(values["retention"]), "busy": bool(values["busy"])}))
 
@@ -165,37 +160,35 @@ def get_session(database: Database, key: str) -> SessionRecord:
 
 def last_session_key(database: Database) -> str | None:
     """The session that was last created, resumed, or sent to."""
-    newest = (col(SessionRow.last_activity_at).desc(), col(SessionRow.id).desc())
+    newest = (SESSIONS.c.last_activity_at.desc(), SESSIONS.c.id.desc())
     with database.reading() as db:
-        active = select(col(SessionRow.key)).where(col(SessionRow.state) == SessionState.ACTIVE)
+        active = select(SESSIONS.c.key).where(SESSIONS.c.state == SessionState.ACTIVE)
         return db.execute(active.order_by(*newest).limit(1)).scalar()
 
 
 def _turns() -> Select[Any]:
     prompt = (
-        select(col(MessageRow.content))
+        select(MESSAGES.c.content)
         .where(
-            col(MessageRow.session_id) == col(TurnRow.session_id),
-            col(MessageRow.turn_number) == col(TurnRow.number),
-            col(MessageRow.position) == PROMPT,
+            MESSAGES.c.session_id == TURNS.c.session_id,
+            MESSAGES.c.turn_number == TURNS.c.number,
+            MESSAGES.c.position == PROMPT,
         )
         .scalar_subquery()
     )
-    return select(
-        *columns(TurnRow, TurnRecord, but=("key", "prompt")), prompt.label("prompt"), col(SessionRow.key)
-    ).join(SessionRow, col(SessionRow.id) == col(TurnRow.session_id))
+    return select(*columns(TURNS, TurnRecord, but=("key", "prompt")), prompt.label("prompt"), SESSIONS.c.key).join(
+        SESSIONS, SESSIONS.c.id == TURNS.c.session_id
+    )
 
 
-def _turn(row: Row[Any]) -> TurnRecord:
+def _turn(row: Row[*tuple[Any, ...]]) -> TurnRecord:
     return TurnRecord(**(dict(row._mapping) | {"state": TurnState(row.state)}))
 
 
 def get_turn(database: Database, session_id: int, number: int) -> TurnRecord:
     """Raises: TurnNotFoundError."""
     with database.reading() as db:
-        row = db.execute(
-            _turns().where(col(TurnRow.session_id) == session_id, col(TurnRow.number) == number)
-        ).one_or_none()
+        row = db.execute(_turns().where(TURNS.c.session_id == session_id, TURNS.c.number == number)).one_or_none()
     if row is None:
         raise TurnNotFoundError(f"{session_id}.{number}")
     return _turn(row)
@@ -205,11 +198,11 @@ def list_turns(
     database: Database, session_id: int, state: TurnState | None = None, after: int = 0, limit: int = 100
 ) -> list[TurnRecord]:
     """A page of a session's turns, by number."""
-    page = _turns().where(col(TurnRow.session_id) == session_id, col(TurnRow.number) > after)
+    page = _turns().where(TURNS.c.session_id == session_id, TURNS.c.number > after)
     if state is not None:
-        page = page.where(col(TurnRow.state) == state)
+        page = page.where(TURNS.c.state == state)
     with database.reading() as db:
-        return [_turn(row) for row in db.execute(page.order_by(col(TurnRow.number)).limit(limit))]
+        return [_turn(row) for row in db.execute(page.order_by(TURNS.c.number).limit(limit))]
 
 
 def list_messages(
@@ -218,38 +211,36 @@ def list_messages(
     """A page of a session's history, in order. ``after``: turn and position of the last message before it."""
     turn, position = after
     later = or_(
-        col(MessageRow.turn_number) > turn,
-        (col(MessageRow.turn_number) == turn) & (col(MessageRow.position) > position),
+        MESSAGES.c.turn_number > turn,
+        (MESSAGES.c.turn_number == turn) & (MESSAGES.c.position > position),
     )
     with database.reading() as db:
         rows = db.execute(
-            select(*columns(MessageRow, MessageRecord))
-            .where(col(MessageRow.session_id) == session_id, col(MessageRow.turn_number) >= turn, later)
-            .order_by(col(MessageRow.turn_number), col(MessageRow.position))
+            select(*columns(MESSAGES, MessageRecord))
+            .where(MESSAGES.c.session_id == session_id, MESSAGES.c.turn_number >= turn, later)
+            .order_by(MESSAGES.c.turn_number, MESSAGES.c.position)
             .limit(limit)
         ).all()
     return [_message(row) for row in rows]
 
 
-def _message(row: Row[Any]) -> MessageRecord:
+def _message(row: Row[*tuple[Any, ...]]) -> MessageRecord:
     return MessageRecord(**(dict(row._mapping) | {"role": Role(row.role)}))
 
 
 def outcome(db: Connection, session_id: int, number: int) -> TurnState | None:
     """The turn's state and nothing else: what a waiter looks at again and again."""
-    state = db.execute(
-        select(col(TurnRow.state)).where(col(TurnRow.session_id) == session_id, col(TurnRow.number) == number)
-    ).scalar()
+    state = db.execute(select(TURNS.c.state).where(TURNS.c.session_id == session_id, TURNS.c.number == number)).scalar()
     return None if state is None else TurnState(state)
 
 
 def get_reply(database: Database, session_id: int, number: int) -> MessageRecord | None:
     with database.reading() as db:
         row = db.execute(
-            select(*columns(MessageRow, MessageRecord)).where(
-                col(MessageRow.session_id) == session_id,
-                col(MessageRow.turn_number) == number,
-                col(MessageRow.position) == REPLY,
+            select(*columns(MESSAGES, MessageRecord)).where(
+                MESSAGES.c.session_id == session_id,
+                MESSAGES.c.turn_number == number,
+                MESSAGES.c.position == REPLY,
             )
         ).one_or_none()
     return None if row is None else _message(row)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, case, func, insert, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import col
 
 from inturn.models.clock import now
 from inturn.models.content import storable
@@ -20,7 +19,7 @@ from inturn.models.errors import (
 )
 from inturn.models.states import UNFINISHED, Lane, Retention, Role, SessionState, TurnState
 from inturn.models.store import retention
-from inturn.models.tables import LeaseRow, MessageRow, SessionRow, TurnRow
+from inturn.models.tables import LEASES, MESSAGES, SESSIONS, TURNS
 
 HINT_STALE_SECONDS = 5.0
 """A ready session whose hint is older is hinted again by the next send: it may have been lost."""
@@ -79,7 +78,7 @@ def create_session(database: Database, new: NewSession) -> int:
 
 def _create(db: Connection, new: NewSession) -> int | None:
     insert_session = (
-        UPSERT[db.dialect.name](SessionRow)
+        UPSERT[db.dialect.name](SESSIONS)
         .values(
             key=new.key,
             model=new.model,
@@ -96,12 +95,12 @@ def _create(db: Connection, new: NewSession) -> int | None:
             last_activity_at=now(),
         )
         .on_conflict_do_nothing(index_elements=["key"])
-        .returning(SessionRow.id)
+        .returning(SESSIONS.c.id)
     )
     session_id: int | None = db.execute(insert_session).scalar()
     if session_id is None:
         return None
-    db.execute(insert(LeaseRow).values(session_id=session_id, token=0, lane=Lane.CHAT))
+    db.execute(insert(LEASES).values(session_id=session_id, token=0, lane=Lane.CHAT))
     if new.system_message:
         _write(db, session_id, 1, SYSTEM, Role.SYSTEM, new.system_message)
     return session_id
@@ -116,7 +115,7 @@ def _write(db: Connection, session_id: int, turn: int, position: int, role: Role
         "content": storable(content),
         "created_at": now(),
     }
-    statement = UPSERT[db.dialect.name](MessageRow).values(values)
+    statement = UPSERT[db.dialect.name](MESSAGES).values(values)
     # A system message that was changed twice before a send replaces itself: no model was ever shown the first.
     if position == SYSTEM:
         statement = statement.on_conflict_do_update(
@@ -137,12 +136,12 @@ def resume_session(database: Database, key: str, model: str | None = None, syste
         if model is not None:
             changes["model"] = model
         if system_message is not None:
-            changes["system_turn"] = SessionRow.next_turn if system_message else None
+            changes["system_turn"] = SESSIONS.c.next_turn if system_message else None
         row = db.execute(
-            update(SessionRow)
-            .where(SessionRow.key == key, SessionRow.state == SessionState.ACTIVE)  # type: ignore[arg-type]
+            update(SESSIONS)
+            .where(SESSIONS.c.key == key, SESSIONS.c.state == SessionState.ACTIVE)
             .values(changes)
-            .returning(SessionRow.id, SessionRow.next_turn)  # type: ignore[call-overload]
+            .returning(SESSIONS.c.id, SESSIONS.c.next_turn)
         ).one_or_none()
         if row is None:
             raise SessionNotFoundError(key)
@@ -157,8 +156,8 @@ def hold(database: Database, key: str, held: bool) -> None:
     """Exempt a session from retention, or no longer. Raises: SessionNotFoundError."""
 
     def change(db: Connection) -> None:
-        mine = (SessionRow.key == key) & (SessionRow.state == SessionState.ACTIVE)  # type: ignore[operator]
-        if not db.execute(update(SessionRow).where(mine).values(held=held)).rowcount:
+        mine = (SESSIONS.c.key == key) & (SESSIONS.c.state == SessionState.ACTIVE)
+        if not db.execute(update(SESSIONS).where(mine).values(held=held)).rowcount:
             raise SessionNotFoundError(key)
 
     database.transact(change)
@@ -189,14 +188,14 @@ def send(
     """
 
     def accept(db: Connection) -> Sent:
-        mine = (SessionRow.key == key) & (SessionRow.state == SessionState.ACTIVE)  # type: ignore[operator]
+        mine = (SESSIONS.c.key == key) & (SESSIONS.c.state == SessionState.ACTIVE)
         if session_id is not None:
-            mine &= SessionRow.id == session_id
+            mine &= SESSIONS.c.id == session_id
         row = db.execute(
-            update(SessionRow)
+            update(SESSIONS)
             .where(mine)
-            .values(next_turn=SessionRow.next_turn + 1, last_activity_at=now())
-            .returning(SessionRow.id, SessionRow.next_turn, SessionRow.model, SessionRow.system_turn)  # type: ignore[call-overload]
+            .values(next_turn=SESSIONS.c.next_turn + 1, last_activity_at=now())
+            .returning(SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.model, SESSIONS.c.system_turn)
         ).one_or_none()
         if row is None:
             raise SessionNotFoundError(key)
@@ -204,7 +203,7 @@ def send(
         if when_busy == "reject" and _is_busy(db, row.id):
             raise SessionBusyError(key)
         db.execute(
-            insert(TurnRow).values(
+            insert(TURNS).values(
                 session_id=row.id,
                 number=number,
                 state=TurnState.QUEUED,
@@ -236,16 +235,16 @@ def send(
 
 def _sent_before(db: Connection, key: str, session_id: int | None, idempotency_key: str, prompt: str) -> Sent | None:
     """The turn that the idempotency key stands for already. Takes the session's lock, so that two of a kind wait."""
-    mine = (SessionRow.key == key) & (SessionRow.state == SessionState.ACTIVE)  # type: ignore[operator]
+    mine = (SESSIONS.c.key == key) & (SESSIONS.c.state == SessionState.ACTIVE)
     if session_id is not None:
-        mine &= SessionRow.id == session_id
-    locked = db.execute(select(SessionRow.id).where(mine).with_for_update(key_share=True)).scalar()
+        mine &= SESSIONS.c.id == session_id
+    locked = db.execute(select(SESSIONS.c.id).where(mine).with_for_update(key_share=True)).scalar()
     if locked is None:
         raise SessionNotFoundError(key)
     row = db.execute(
-        select(TurnRow.number, TurnRow.lane, MessageRow.content)  # type: ignore[call-overload]
-        .join(MessageRow, (MessageRow.session_id == TurnRow.session_id) & (MessageRow.turn_number == TurnRow.number))
-        .where(TurnRow.session_id == locked, TurnRow.idempotency_key == idempotency_key, MessageRow.position == PROMPT)
+        select(TURNS.c.number, TURNS.c.lane, MESSAGES.c.content)
+        .join(MESSAGES, (MESSAGES.c.session_id == TURNS.c.session_id) & (MESSAGES.c.turn_number == TURNS.c.number))
+        .where(TURNS.c.session_id == locked, TURNS.c.idempotency_key == idempotency_key, MESSAGES.c.position == PROMPT)
     ).one_or_none()
     if row is None:
         return None
@@ -255,29 +254,29 @@ def _sent_before(db: Connection, key: str, session_id: int | None, idempotency_k
 
 
 def _is_busy(db: Connection, session_id: int) -> bool:
-    unfinished = select(TurnRow.number).where(
-        TurnRow.session_id == session_id,  # type: ignore[arg-type]
-        TurnRow.state.in_(UNFINISHED),  # type: ignore[attr-defined]
+    unfinished = select(TURNS.c.number).where(
+        TURNS.c.session_id == session_id,
+        TURNS.c.state.in_(UNFINISHED),
     )
     return db.execute(unfinished.limit(1)).first() is not None
 
 
 def _wake(db: Connection, session_id: int, number: int, lane: Lane) -> Sent:
     """Make the session ready, also while it is owned: its owner looks again under this row's lock when it releases."""
-    mine = LeaseRow.session_id == session_id
-    stale = LeaseRow.hinted_at < now(-HINT_STALE_SECONDS)  # type: ignore[operator]
+    mine = LEASES.c.session_id == session_id
+    stale = LEASES.c.hinted_at < now(-HINT_STALE_SECONDS)
     lease = db.execute(
-        select(LeaseRow.owner, LeaseRow.ready_at, case((stale, True), else_=False).label("stale"))  # type: ignore[call-overload]
+        select(LEASES.c.owner, LEASES.c.ready_at, case((stale, True), else_=False).label("stale"))
         .where(mine)
         .with_for_update()
     ).one()
     hint = lease.owner is None and (lease.ready_at is None or lease.stale)
-    changes: dict[str, Any] = {"ready_at": func.coalesce(LeaseRow.ready_at, now())}
+    changes: dict[str, Any] = {"ready_at": func.coalesce(LEASES.c.ready_at, now())}
     if lease.owner is None and lease.ready_at is None:
         changes["lane"] = lane
     if hint:
         changes["hinted_at"] = now()
-    db.execute(update(LeaseRow).where(mine).values(changes))  # type: ignore[arg-type]
+    db.execute(update(LEASES).where(mine).values(changes))
     return Sent(session_id, number, lane, hint)
 
 
@@ -292,26 +291,22 @@ def cancel(database: Database, session_id: int, number: int) -> tuple[TurnState,
     """
 
     def take_back(db: Connection) -> tuple[TurnState, Ready | None]:
-        owner = db.execute(
-            select(LeaseRow.owner).where(LeaseRow.session_id == session_id).with_for_update()  # type: ignore[arg-type]
-        ).scalar()
-        turn = (TurnRow.session_id == session_id) & (TurnRow.number == number)
-        state = db.execute(select(TurnRow.state).where(turn)).scalar()  # type: ignore[arg-type]
+        owner = db.execute(select(LEASES.c.owner).where(LEASES.c.session_id == session_id).with_for_update()).scalar()
+        turn = (TURNS.c.session_id == session_id) & (TURNS.c.number == number)
+        state = db.execute(select(TURNS.c.state).where(turn)).scalar()
         if state is None:
             raise TurnNotFoundError(f"{session_id}.{number}")
         if state == TurnState.QUEUED:
             db.execute(
-                update(TurnRow)
+                update(TURNS)
                 .where(turn)
-                .values(state=TurnState.CANCELLED, finished_at=now(), cancel_requested_at=now())  # type: ignore[arg-type]
+                .values(state=TurnState.CANCELLED, finished_at=now(), cancel_requested_at=now())
             )
             ready = list_ready(db, [session_id]) if owner is None and make_ready(db, session_id) else []
             return TurnState.QUEUED, next(iter(ready), None)
         if state == TurnState.RUNNING:
             db.execute(
-                update(TurnRow)
-                .where(turn, TurnRow.cancel_requested_at.is_(None))  # type: ignore[arg-type, union-attr]
-                .values(cancel_requested_at=now())
+                update(TURNS).where(turn, TURNS.c.cancel_requested_at.is_(None)).values(cancel_requested_at=now())
             )
         return TurnState(state), None
 
@@ -321,9 +316,9 @@ def cancel(database: Database, session_id: int, number: int) -> tuple[TurnState,
 def list_ready(db: Connection, sessions: Sequence[int]) -> list[Ready]:
     """The sessions, as their hints name them."""
     rows = db.execute(
-        select(LeaseRow.session_id, SessionRow.key, LeaseRow.lane)  # type: ignore[call-overload]
-        .join(SessionRow, col(SessionRow.id) == col(LeaseRow.session_id))
-        .where(col(LeaseRow.session_id).in_(sessions))
+        select(LEASES.c.session_id, SESSIONS.c.key, LEASES.c.lane)
+        .join(SESSIONS, SESSIONS.c.id == LEASES.c.session_id)
+        .where(LEASES.c.session_id.in_(sessions))
     )
     return [Ready(row.session_id, row.key, Lane(row.lane)) for row in rows]
 
@@ -331,13 +326,13 @@ def list_ready(db: Connection, sessions: Sequence[int]) -> list[Ready]:
 def make_ready(db: Connection, session_id: int) -> bool:
     """Set an unowned lease by the session's lowest waiting turn; the caller holds its lock. Returns whether it may run."""
     waiting = db.execute(
-        select(TurnRow.ready_at, TurnRow.lane)  # type: ignore[call-overload]
-        .where(TurnRow.session_id == session_id, TurnRow.state == TurnState.QUEUED)
-        .order_by(TurnRow.number)
+        select(TURNS.c.ready_at, TURNS.c.lane)
+        .where(TURNS.c.session_id == session_id, TURNS.c.state == TurnState.QUEUED)
+        .order_by(TURNS.c.number)
         .limit(1)
     ).one_or_none()
     changes: dict[str, Any] = (
         {"ready_at": null()} if waiting is None else {"ready_at": waiting.ready_at, "lane": waiting.lane}
     )
-    db.execute(update(LeaseRow).where(LeaseRow.session_id == session_id).values(changes))  # type: ignore[arg-type]
+    db.execute(update(LEASES).where(LEASES.c.session_id == session_id).values(changes))
     return waiting is not None

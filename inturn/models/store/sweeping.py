@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, null, or_, select, update
-from sqlmodel import col
 
 from inturn.models.clock import now
 from inturn.models.states import AttemptOutcome, Lane, TurnState
 from inturn.models.store.sending import Ready, list_ready, make_ready
-from inturn.models.tables import AttemptRow, LeaseRow, TurnRow
+from inturn.models.tables import ATTEMPTS, LEASES, TURNS
 
 CHUNK = 200
 
@@ -25,35 +24,33 @@ class Caps:
 
 def rescue_expired(db: Connection, caps: Caps) -> list[Ready]:
     """Take over a chunk of leases that ran out."""
-    return _rescue(db, col(LeaseRow.expires_at) < now(), caps)
+    return _rescue(db, LEASES.c.expires_at < now(), caps)
 
 
 def rescue_owned(db: Connection, owners: Collection[str], caps: Caps) -> list[Ready]:
     """Take over a chunk of the leases of processes that are known to be dead."""
-    return _rescue(db, col(LeaseRow.owner).in_(owners), caps)
+    return _rescue(db, LEASES.c.owner.in_(owners), caps)
 
 
 def rescue_orphans(db: Connection, owner: str, tokens: dict[int, int], caps: Caps) -> list[Ready]:
     """Take over leases that this process owns and none of its slots holds (by session and token)."""
-    held = [(col(LeaseRow.session_id) == session) & (col(LeaseRow.token) == token) for session, token in tokens.items()]
-    return _rescue(db, (col(LeaseRow.owner) == owner) & or_(*held), caps)
+    held = [(LEASES.c.session_id == session) & (LEASES.c.token == token) for session, token in tokens.items()]
+    return _rescue(db, (LEASES.c.owner == owner) & or_(*held), caps)
 
 
 def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Ready]:
     """Token + 1, so that the former owner changes nothing any more; its running turn waits again, or fails at the cap."""
-    found = select(LeaseRow.session_id).where(col(LeaseRow.owner).is_not(None), whose).limit(CHUNK)  # type: ignore[call-overload]
+    found = select(LEASES.c.session_id).where(LEASES.c.owner.is_not(None), whose).limit(CHUNK)
     sessions = [row.session_id for row in db.execute(found.with_for_update(skip_locked=True))]
     if not sessions:
         return []
-    leases = col(LeaseRow.session_id).in_(sessions)
+    leases = LEASES.c.session_id.in_(sessions)
     db.execute(
-        update(LeaseRow)
-        .where(leases)
-        .values(owner=null(), expires_at=null(), token=LeaseRow.token + 1, hinted_at=now())
+        update(LEASES).where(leases).values(owner=null(), expires_at=null(), token=LEASES.c.token + 1, hinted_at=now())
     )
     db.execute(
-        update(AttemptRow)
-        .where(col(AttemptRow.session_id).in_(sessions), col(AttemptRow.outcome).is_(None))
+        update(ATTEMPTS)
+        .where(ATTEMPTS.c.session_id.in_(sessions), ATTEMPTS.c.outcome.is_(None))
         .values(outcome=AttemptOutcome.LOST, ended_at=now())
     )
     _requeue(db, sessions, caps)
@@ -62,16 +59,16 @@ def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Read
 
 
 def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> None:
-    worn_out = or_(col(TurnRow.rescues) >= caps.rescues, col(TurnRow.attempts) >= caps.attempts)
-    cancelled = col(TurnRow.cancel_requested_at).is_not(None)
+    worn_out = or_(TURNS.c.rescues >= caps.rescues, TURNS.c.attempts >= caps.attempts)
+    cancelled = TURNS.c.cancel_requested_at.is_not(None)
     fails = worn_out & ~cancelled
     db.execute(
-        update(TurnRow)
-        .where(col(TurnRow.session_id).in_(sessions), col(TurnRow.state) == TurnState.RUNNING)
+        update(TURNS)
+        .where(TURNS.c.session_id.in_(sessions), TURNS.c.state == TurnState.RUNNING)
         .values(
             state=case((cancelled, TurnState.CANCELLED), (worn_out, TurnState.FAILED), else_=TurnState.QUEUED),
             finished_at=case((cancelled | worn_out, now()), else_=null()),
-            rescues=TurnRow.rescues + 1,
+            rescues=TURNS.c.rescues + 1,
             ready_at=now(),
             error_type=case((fails, "worker_lost"), else_=null()),
             error_message=case(
@@ -86,37 +83,37 @@ def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> None:
 def unhinted(db: Connection, lane: Lane, stale_seconds: float, limit: int) -> list[Ready]:
     """Ready sessions that nobody was told about lately; from now on they count as told."""
     waiting = (
-        select(LeaseRow.session_id)  # type: ignore[call-overload]
+        select(LEASES.c.session_id)
         .where(
-            col(LeaseRow.lane) == lane,
-            col(LeaseRow.owner).is_(None),
-            col(LeaseRow.ready_at) <= now(),
+            LEASES.c.lane == lane,
+            LEASES.c.owner.is_(None),
+            LEASES.c.ready_at <= now(),
             or_(
-                col(LeaseRow.hinted_at).is_(None),
-                col(LeaseRow.hinted_at) < now(-stale_seconds),
-                col(LeaseRow.hinted_at) < col(LeaseRow.ready_at),
+                LEASES.c.hinted_at.is_(None),
+                LEASES.c.hinted_at < now(-stale_seconds),
+                LEASES.c.hinted_at < LEASES.c.ready_at,
             ),
         )
-        .order_by(LeaseRow.ready_at)
+        .order_by(LEASES.c.ready_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
     sessions = [row.session_id for row in db.execute(waiting)]
     if sessions:
-        db.execute(update(LeaseRow).where(col(LeaseRow.session_id).in_(sessions)).values(hinted_at=now()))
+        db.execute(update(LEASES).where(LEASES.c.session_id.in_(sessions)).values(hinted_at=now()))
     return list_ready(db, sessions)
 
 
 def cancel_abandoned(db: Connection) -> list[Ready]:
     """Turns that went back to waiting in the very moment when their user took them back."""
-    flagged = select(TurnRow.session_id).where(  # type: ignore[call-overload]
-        col(TurnRow.cancel_requested_at).is_not(None),
-        col(TurnRow.finished_at).is_(None),
-        col(TurnRow.state) == TurnState.QUEUED,
+    flagged = select(TURNS.c.session_id).where(
+        TURNS.c.cancel_requested_at.is_not(None),
+        TURNS.c.finished_at.is_(None),
+        TURNS.c.state == TurnState.QUEUED,
     )
     unowned = (
-        select(LeaseRow.session_id)  # type: ignore[call-overload]
-        .where(col(LeaseRow.session_id).in_(flagged), col(LeaseRow.owner).is_(None))
+        select(LEASES.c.session_id)
+        .where(LEASES.c.session_id.in_(flagged), LEASES.c.owner.is_(None))
         .limit(CHUNK)
         .with_for_update(skip_locked=True)
     )
@@ -124,11 +121,11 @@ def cancel_abandoned(db: Connection) -> list[Ready]:
     if not sessions:
         return []
     db.execute(
-        update(TurnRow)
+        update(TURNS)
         .where(
-            col(TurnRow.session_id).in_(sessions),
-            col(TurnRow.state) == TurnState.QUEUED,
-            col(TurnRow.cancel_requested_at).is_not(None),
+            TURNS.c.session_id.in_(sessions),
+            TURNS.c.state == TurnState.QUEUED,
+            TURNS.c.cancel_requested_at.is_not(None),
         )
         .values(state=TurnState.CANCELLED, finished_at=now())
     )
@@ -144,27 +141,27 @@ def extend(db: Connection, owner: str, lease_seconds: float, renew_below_seconds
         Session and token of every lease that this process holds.
     """
     due = (
-        select(LeaseRow.session_id)  # type: ignore[call-overload]
-        .where(col(LeaseRow.owner) == owner, col(LeaseRow.expires_at) < now(renew_below_seconds))
+        select(LEASES.c.session_id)
+        .where(LEASES.c.owner == owner, LEASES.c.expires_at < now(renew_below_seconds))
         .with_for_update(skip_locked=True)
     )
     sessions = [row.session_id for row in db.execute(due)]
     if sessions:
-        db.execute(update(LeaseRow).where(col(LeaseRow.session_id).in_(sessions)).values(expires_at=now(lease_seconds)))
-    held = db.execute(select(LeaseRow.session_id, LeaseRow.token).where(col(LeaseRow.owner) == owner))  # type: ignore[call-overload]
+        db.execute(update(LEASES).where(LEASES.c.session_id.in_(sessions)).values(expires_at=now(lease_seconds)))
+    held = db.execute(select(LEASES.c.session_id, LEASES.c.token).where(LEASES.c.owner == owner))
     return {row.session_id: row.token for row in held}
 
 
 def cancel_requests(db: Connection, owner: str) -> list[tuple[int, int]]:
     """Session and turn of this process's running turns that their users want back."""
     rows = db.execute(
-        select(TurnRow.session_id, TurnRow.number)  # type: ignore[call-overload]
-        .join(LeaseRow, col(LeaseRow.session_id) == col(TurnRow.session_id))
+        select(TURNS.c.session_id, TURNS.c.number)
+        .join(LEASES, LEASES.c.session_id == TURNS.c.session_id)
         .where(
-            col(TurnRow.cancel_requested_at).is_not(None),
-            col(TurnRow.finished_at).is_(None),
-            col(TurnRow.state) == TurnState.RUNNING,
-            col(LeaseRow.owner) == owner,
+            TURNS.c.cancel_requested_at.is_not(None),
+            TURNS.c.finished_at.is_(None),
+            TURNS.c.state == TurnState.RUNNING,
+            LEASES.c.owner == owner,
         )
     )
     return [(row.session_id, row.number) for row in rows]

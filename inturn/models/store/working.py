@@ -12,12 +12,11 @@ from typing import Any
 
 import orjson
 from sqlalchemy import Connection, select
-from sqlmodel import col
 
 from inturn.models.content import storable
 from inturn.models.states import AttemptOutcome, Lane, Role, TurnState
 from inturn.models.store.dialects import postgresql, sqlite
-from inturn.models.tables import AttemptRow
+from inturn.models.tables import ATTEMPTS
 
 ENGINES = {"postgresql": postgresql, "sqlite": sqlite}
 
@@ -133,7 +132,8 @@ def settle(db: Connection, owner: str, settlements: Sequence[Settlement]) -> set
         The surrogate ids of the sessions that were still held; for the others nothing was changed.
     """
     items = [_item(settlement) for settlement in sorted(settlements, key=lambda each: each.session_id)]
-    return ENGINES[db.dialect.name].settle(db, owner, orjson.dumps(items).decode())
+    held: set[int] = ENGINES[db.dialect.name].settle(db, owner, orjson.dumps(items).decode())
+    return held
 
 
 def settled_before(db: Connection, settlements: Sequence[Settlement]) -> set[int]:
@@ -141,11 +141,11 @@ def settled_before(db: Connection, settlements: Sequence[Settlement]) -> set[int
     found = set()
     for each in settlements:
         outcome = db.execute(
-            select(AttemptRow.outcome).where(  # type: ignore[call-overload]
-                col(AttemptRow.session_id) == each.session_id,
-                col(AttemptRow.turn_number) == each.number,
-                col(AttemptRow.number) == each.attempt,
-                col(AttemptRow.token) == each.token,
+            select(ATTEMPTS.c.outcome).where(
+                ATTEMPTS.c.session_id == each.session_id,
+                ATTEMPTS.c.turn_number == each.number,
+                ATTEMPTS.c.number == each.attempt,
+                ATTEMPTS.c.token == each.token,
             )
         ).scalar()
         if outcome == each.outcome:
