@@ -275,7 +275,7 @@ class Line:
         self.broker = connect(broker_url(settings))
         self.app = make_app(settings, producer=True)
         self.hints = Hints(self.app)
-        self.waiter = Waiter(self.database, settings, self.broker)
+        self.waiter = Waiter(self.database, settings, self.broker, self.hints)
 
     def close(self) -> None:
         self.waiter.close()

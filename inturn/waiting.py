@@ -16,7 +16,7 @@ from inturn.models.states import FINAL, ProcessKind, TurnState
 from inturn.models.store import presence, reading
 from inturn.settings import Settings
 from inturn.workers.events import Bell
-from inturn.workers.queues import replies
+from inturn.workers.queues import Hints, replies
 from inturn.workers.stack import StackUse, ensure_stack
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ def alive_workers(database: Database, settings: Settings) -> list[presence.Worke
 class Waiter:
     """Waits on behalf of one client. On the embedded default it also sees to it that a worker runs meanwhile."""
 
-    def __init__(self, database: Database, settings: Settings, broker: redis.Redis) -> None:
-        self._database, self._settings, self._broker = database, settings, broker
+    def __init__(self, database: Database, settings: Settings, broker: redis.Redis, hints: Hints) -> None:
+        self._database, self._settings, self._broker, self._hints = database, settings, broker, hints
         self._stack: StackUse | None = None
         self._starting = Lock()
 
@@ -70,9 +70,12 @@ class Waiter:
                 bell.wait(left)
 
     def _hold_stack(self) -> None:
-        if self._settings.is_embedded:
-            with self._starting:
-                self._stack = self._stack or ensure_stack(self._settings, report=logger.info)
+        if not self._settings.is_embedded or self._stack is not None:
+            return
+        with self._starting:
+            if self._stack is None:
+                self._stack = ensure_stack(self._settings, report=logger.info)
+                self._hints.retry_now()
 
     def close(self) -> None:
         with self._starting:

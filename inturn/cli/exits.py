@@ -34,6 +34,12 @@ CODES: dict[type[errors.InturnError], Exit] = {
 }
 
 
+NO_PROVIDER = {"refused", "unreachable", "dns", "tls", "connect_timeout", "unavailable"}
+"""Types of a failed turn's error that say that nobody answered (the working side's ``retries`` describes them all)."""
+
+
 def exit_code(error: errors.InturnError) -> Exit:
     """The code of an error: its own, or that of the nearest kind above it in the tree."""
+    if isinstance(error, errors.TurnFailedError) and error.error_type in NO_PROVIDER:
+        return Exit.UNREACHABLE
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), Exit.FAILURE)

@@ -1,5 +1,7 @@
 """``inturn turn``: list, show, cancel and retry."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from inturn.cli import render
@@ -8,7 +10,11 @@ from inturn.cli.records import turn_record
 from inturn.cli.session import looked_up
 from inturn.models.states import TurnState
 
+if TYPE_CHECKING:
+    from inturn.client import Client, Turn
+
 PROMPT_WIDTH = 60
+PROMPT_POSITION = 1
 
 
 @click.group()
@@ -47,7 +53,7 @@ def show(invocation: Invocation, turn_id: str, as_json: bool) -> None:
     """Show a turn: where it stands, how often it was tried, what went wrong, its prompt and its reply."""
     with invocation.client() as client:
         found = client.get_turn(turn_id)
-        reply = found.wait(timeout=1.0).data.content if found.state == TurnState.COMPLETED else None
+        reply = reply_to(client, found)
         record = turn_record(found) | {"reply": reply}
     if as_json:
         render.json_line(record)
@@ -58,6 +64,13 @@ def show(invocation: Invocation, turn_id: str, as_json: bool) -> None:
         render.utterance("assistant", reply)
 
 
+def reply_to(client: "Client", found: "Turn") -> str | None:
+    """The reply, if it is there. Waiting for it would start a worker, and looking needs none."""
+    opened, _ = looked_up(client, found.session_id)
+    behind_the_prompt = opened.get_messages(after=f"{found.id}.{PROMPT_POSITION}", limit=1)
+    return next((one.data.content for one in behind_the_prompt if one.turn == found.number), None)
+
+
 @turn.command()
 @click.argument("turn_id", metavar="TURN")
 @pass_invocation
@@ -65,9 +78,11 @@ def cancel(invocation: Invocation, turn_id: str) -> None:
     """Cancel a turn that waits or runs. One that is over stays as it is."""
     with invocation.client() as client:
         found = client.get_turn(turn_id)
-        cancelled = found.cancel()
-        found.refresh()
-    render.talk(f"turn {turn_id} is being cancelled" if cancelled else f"turn {turn_id} was {found.state} already")
+        in_time = found.cancel()
+    if in_time and found.state is TurnState.RUNNING:
+        render.talk(f"turn {turn_id} runs: its call is being broken off")
+    else:
+        render.talk(f"turn {turn_id} is {found.state}" + ("" if in_time else " already"))
 
 
 @turn.command()

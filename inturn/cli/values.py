@@ -30,10 +30,10 @@ def span(text: str) -> timedelta:
 
 
 def shown_span(length: timedelta) -> str:
-    """A length of time as ``span`` reads it, in the largest unit that leaves no fraction."""
-    for unit, one in reversed(UNITS.items()):
-        if length % one == timedelta():
-            return f"{length // one}{unit}"
+    """A length of time as ``span`` reads it, in the largest unit up to days that leaves no fraction."""
+    for unit in "dhm":
+        if length % UNITS[unit] == timedelta():
+            return f"{length // UNITS[unit]}{unit}"
     return f"{length.total_seconds():g}s"
 
 

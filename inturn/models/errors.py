@@ -68,7 +68,8 @@ class UnknownModelError(InvalidInputError):
 class SessionNotFoundError(InturnError, LookupError):
     def __init__(self, session_id: str) -> None:
         super().__init__(
-            f"no session {session_id!r}: it was never created here, or it was deleted. `inturn session list` shows what there is"
+            f"no session {session_id!r}: it was never created here, or it was deleted. "
+            "`inturn session list` shows what there is"
         )
         self.session_id = session_id
 

@@ -1,16 +1,14 @@
 """The timetable: Celery beat asks for the cleanup, and sweeps beside it."""
 
-from typing import Any
-
 from celery.beat import Scheduler
 
 from inturn.models import migrations
 from inturn.models.database import Database
-from inturn.models.states import Lane, ProcessKind
+from inturn.models.states import ProcessKind
 from inturn.models.store import presence
 from inturn.workers.app import broker_url
 from inturn.workers.maintenance import Round, Sweep, describe_process
-from inturn.workers.queues import Hints, connect
+from inturn.workers.queues import Hints, connect, queued
 
 
 class Timetable(Scheduler):  # type: ignore[misc]
@@ -27,7 +25,12 @@ class Timetable(Scheduler):  # type: ignore[misc]
         migrations.prepare(self.database)
         self.process = describe_process(ProcessKind.BEAT, [], 0)
         hints, self._broker = Hints(self.app), connect(broker_url(settings))
-        sweep = Sweep(self.database, settings, lambda ready: hints.publish(ready, ready.key), self._queued_hints)
+        sweep = Sweep(
+            self.database,
+            settings,
+            lambda ready: hints.publish(ready, ready.key),
+            lambda lane: queued(self._broker, lane),
+        )
         self._rounds = [
             Round("pulse", lambda: settings.heartbeat_seconds, self._appear),
             Round("sweep", sweep.pause_seconds, sweep.run),
@@ -44,10 +47,3 @@ class Timetable(Scheduler):  # type: ignore[misc]
 
     def _appear(self) -> None:
         self.database.transact(lambda db: presence.appear(db, self.process))
-
-    def _queued_hints(self, lane: Lane) -> int | None:
-        try:
-            length: Any = self._broker.llen(lane)
-            return int(length)
-        except Exception:
-            return None

@@ -21,12 +21,14 @@ from inturn.workers.maintenance import Pulse, Round, Sweep, describe_process
 from inturn.workers.pool import TaskPool
 from inturn.workers.provider import Providers
 from inturn.workers.providers import BUILDERS
-from inturn.workers.queues import CANCELS, Hints, connect
+from inturn.workers.queues import CANCELS, Hints, connect, queued
 from inturn.workers.turns import Stop, Turns
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+LISTEN_SECONDS = 0.5
 
 _on_duty: "list[Crew]" = []
 
@@ -82,7 +84,12 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             settings.available_providers, BUILDERS, deadline_seconds=settings.attempt_deadline_seconds
         )
         self.turns = Turns(settings, self.ledger, providers, self._hint_soon, lambda: self.pool.draining)
-        sweep = Sweep(self.database, settings, lambda ready: self.hints.publish(ready, ready.key), self._queued_hints)
+        sweep = Sweep(
+            self.database,
+            settings,
+            lambda ready: self.hints.publish(ready, ready.key),
+            lambda lane: queued(self.broker, lane),
+        )
         pulse = Pulse(self.database, settings, self.process, lambda: dict(self.turns.held), self._lost, self._cancelled)
         self.pulse = Round("pulse", lambda: settings.cancel_poll_seconds, pulse.run)
         self.rounds = [
@@ -124,7 +131,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
     def _in_loop(self, coroutine: Coroutine[Any, Any, object]) -> None:
         try:
             self.pool.submit(coroutine).result(timeout=5)
-        except Exception as error:
+        except (RuntimeError, TimeoutError) as error:
             coroutine.close()
             logger.info("action=providers_not_closed reason=%r", error)
 
@@ -141,13 +148,6 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         loop.call_later(delay_seconds, self.announcer.soon, lambda: self.hints.publish(started, started.key))
 
-    def _queued_hints(self, lane: Lane) -> int | None:
-        try:
-            return int(self.broker.llen(lane))
-        except Exception as error:
-            logger.info("action=queue_not_read lane=%s reason=%r", lane, error)
-            return None
-
     def _lost(self, sessions: Collection[int]) -> None:
         for session in sessions:
             self.pool.loop.call_soon_threadsafe(self.turns.break_off, session, Stop.LOST)
@@ -160,6 +160,6 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         """Until Redis goes away: every ring makes the pulse look at once for cancelled turns."""
         with Bell(self.broker, CANCELS) as bell:
             while bell.connected and self in _on_duty:
-                if bell.wait(None):
+                if bell.wait(LISTEN_SECONDS):
                     self.pulse.wake()
-            bell.wait(1.0)
+            bell.wait(LISTEN_SECONDS)

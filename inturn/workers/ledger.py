@@ -137,7 +137,7 @@ class Ledger:
         """Commit together; if that fails, one by one, so that one that cannot be stored fails alone."""
         try:
             self._transact(visits)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, each on its own will show
             logger.warning("action=ledger_split visits=%d reason=%r", len(visits), type(error).__name__)
             for visit in visits:
                 visit.tried = visit.tried or isinstance(error, StorageError)
@@ -160,7 +160,7 @@ class Ledger:
                     return logger.exception("action=ledger_refused")
                 visit.settlement = unstorable(visit.settlement, error)
                 continue
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # A mistake of ours must not stop the thread that all turns pass through; the lease runs out by itself.
                 return logger.exception("action=ledger_failed")
             if self._stopping:

@@ -383,9 +383,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
         elif now - self._asked_at >= BLOCKED_SECONDS:
             self._asked_at = math.inf  # one complaint is enough
             current = asyncio.current_task(self.loop)
-            culprit = next(
-                (job for job in list(self._jobs.values()) if current and job.asyncio_task is current), current
-            )
+            jobs = {job.asyncio_task: job for job in list(self._jobs.values()) if job.asyncio_task}
+            culprit = jobs.get(current, current) if current else "a callback"
             frame = sys._current_frames().get(self._thread.ident or 0)
             place = frame and f"{frame.f_code.co_filename}:{frame.f_lineno}"
             logger.warning("%s holds up all other tasks: for a second it has not awaited, at %s", culprit, place)

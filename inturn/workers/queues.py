@@ -15,7 +15,6 @@ No text of a conversation is ever in any of them.
 """
 
 import logging
-import threading
 import time
 from typing import Any, Protocol
 
@@ -34,6 +33,9 @@ CANCELS = "inturn:cancels"
 BROKER_TIMEOUT_SECONDS = 1.0
 """The longest that a producer waits for Redis, to connect and to be answered."""
 BREAKER_SECONDS = 30.0
+"""How long nothing is published after Redis kept a producer waiting."""
+REFUSED_SECONDS = 1.0
+"""How long nothing is published after Redis refused at once, as one that is being restarted does."""
 
 NO_RETRIES = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
@@ -55,7 +57,7 @@ def replies(session_id: int) -> str:
 class Hints:
     """Publishes hints, bounded in time: a hint is worth waiting for Redis once, and not again for a while.
 
-    After a failure nothing is published for 30 s (the sweep covers what is left out): with Redis frozen, one send in
+    After a timeout nothing is published for 30 s (the sweep covers what is left out): with Redis frozen, one send in
     30 s takes 1.5 s, and the others no longer than the database does.
     """
 
@@ -63,23 +65,28 @@ class Hints:
         self.app = app
         self.failed = 0
         self._closed_until = 0.0
-        self._one_tries = threading.Lock()
 
     def publish(self, work: HasWork, key: str) -> bool:
         """Tell the lane's workers that a session has work. Returns False, and never raises, if Redis did not take it."""
-        if time.monotonic() < self._closed_until:
+        began = time.monotonic()
+        if began < self._closed_until:
             self.failed += 1
             return False
         try:
             self._send(work, key)
         except (OperationalError, redis.RedisError, OSError) as error:
             self.failed += 1
-            self._closed_until = time.monotonic() + BREAKER_SECONDS
+            now = time.monotonic()
+            self._closed_until = now + (BREAKER_SECONDS if now - began > BROKER_TIMEOUT_SECONDS / 2 else REFUSED_SECONDS)
             logger.warning(
                 "action=hint_failed session=%s reason=%r: workers will find it by themselves", key, str(error)
             )
             return False
         return True
+
+    def retry_now(self) -> None:
+        """Redis was just started: the next hint is published again."""
+        self._closed_until = 0.0
 
     def _send(self, work: HasWork, key: str) -> None:
         self.app.send_task(
@@ -92,6 +99,16 @@ class Hints:
             retry=False,
             retry_policy=NO_RETRIES,
         )
+
+
+def queued(broker: redis.Redis, lane: Lane) -> int | None:
+    """How many hints a lane's queue holds; None if Redis does not say."""
+    try:
+        length: Any = broker.llen(lane)
+    except (redis.RedisError, OSError) as error:
+        logger.info("action=queue_not_read lane=%s reason=%s", lane, error)
+        return None
+    return int(length)
 
 
 def redis_url(broker_url: str) -> str:

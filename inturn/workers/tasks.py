@@ -12,7 +12,7 @@ from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS, SEND_MESSAGE
 
 
 class Hint(TypedDict):
-    """ "This session has work": lossy, may come twice, carries no text."""
+    """Says that a session has work: lossy, may come twice, carries no text."""
 
     v: int
     session: int

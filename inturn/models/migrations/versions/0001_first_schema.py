@@ -32,8 +32,10 @@ def upgrade() -> None:
     worker_processes()
     attempts()
     leases()
+    leases_indexes()
     messages()
     turns()
+    turns_indexes()
     for statement in FINAL_IS_FINAL[op.get_bind().dialect.name]:
         op.execute(statement)
 
@@ -169,6 +171,9 @@ def leases() -> None:
         ),
         sa.PrimaryKeyConstraint("session_id", name=op.f("pk_leases")),
     )
+
+
+def leases_indexes() -> None:
     op.create_index(
         "ix_leases_owner",
         "leases",
@@ -249,6 +254,9 @@ def turns() -> None:
         sa.PrimaryKeyConstraint("session_id", "number", name=op.f("pk_turns")),
         sa.UniqueConstraint("session_id", "idempotency_key", name=op.f("uq_turns_session_id_idempotency_key")),
     )
+
+
+def turns_indexes() -> None:
     op.create_index(
         "ix_turns_cancel_requested",
         "turns",
