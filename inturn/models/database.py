@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BUSY_TIMEOUT_SECONDS = 10
+WAL_RESET_BACKPORTS = ((3, 44, 6), (3, 50, 7))
 CONNECT_TIMEOUT_SECONDS = 5
 TRANSACTION_TRIES = 5
 DEADLOCKS = {"40P01", "40001"}
@@ -135,6 +136,14 @@ def prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
         f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def has_wal_reset_bug(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:
+    """Whether this SQLite may, very rarely, damage a database that several connections write and checkpoint at once
+    (https://www.sqlite.org/wal.html#walresetbug). Fixed in 3.51.3, and in 3.44.6 and 3.50.7.
+    """
+    mended = version >= (3, 51, 3) or any(version[:2] == since[:2] and version >= since for since in WAL_RESET_BACKPORTS)
+    return version >= (3, 7, 0) and not mended
 
 
 def begin_sqlite(db: Connection) -> None:

@@ -9,7 +9,7 @@ from celery import bootsteps
 from celery.worker.components import Pool
 
 from inturn.models import migrations
-from inturn.models.database import Database
+from inturn.models.database import Database, has_wal_reset_bug
 from inturn.models.errors import InturnError
 from inturn.models.states import Lane, ProcessKind, TurnState
 from inturn.models.store import presence, working
@@ -60,6 +60,8 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         except InturnError as error:
             logger.critical("%s", error)
             raise SystemExit(1) from error
+        if self.database.dialect == "sqlite" and has_wal_reset_bug():
+            logger.warning("action=sqlite_outdated: `inturn doctor` says why a newer SQLite, or PostgreSQL, is safer")
         self.pool: TaskPool = worker.pool
         lanes = [name for name in worker.app.amqp.queues.consume_from if name in set(Lane)]
         self.process = describe_process(ProcessKind.WORKER, lanes, worker.concurrency)
@@ -122,6 +124,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.pool.drain(0)
         self._in_loop(self.turns.providers.aclose())
         self.ledger.stop(timeout=10)
+        self.ledger.database.close()
         for member in self.rounds:
             member.end()
         self.announcer.stop()

@@ -61,6 +61,7 @@ class Round(threading.Thread):
 
     def __init__(self, name: str, seconds: Callable[[], float], do: Callable[[], None]) -> None:
         super().__init__(name=f"inturn-{name}", daemon=True)
+        self._task = name
         self._seconds, self._do = seconds, do
         self._woken = threading.Event()
         self._over = False
@@ -81,9 +82,9 @@ class Round(threading.Thread):
             try:
                 self._do()
             except StorageError as error:
-                logger.warning("action=%s_failed reason=%s", self.name, error)
+                logger.warning("action=%s_failed reason=%s", self._task, error)
             except Exception:
-                logger.exception("action=%s_failed", self.name)
+                logger.exception("action=%s_failed", self._task)
             self._woken.wait(self._seconds())
 
 
@@ -104,7 +105,7 @@ class Sweep:
     ) -> None:
         self.database, self.settings = database, settings
         self._hint, self._queued_hints = hint, queued_hints
-        self._clocks: tuple[float, float] | None = None
+        self._looked: tuple[float, float] | None = None
         self._wait_until = 0.0
 
     def pause_seconds(self) -> float:
@@ -114,7 +115,7 @@ class Sweep:
     def run(self) -> None:
         """One pass over everything that may need repair."""
         self.reap()
-        if self._clocks_agree():
+        if self._may_take_over():
             self._in_chunks(lambda db: sweeping.rescue_expired(db, caps(self.settings)))
         self._in_chunks(sweeping.cancel_abandoned)
         retention.finish_removal(self.database)
@@ -149,16 +150,20 @@ class Sweep:
         for session in self.database.transact(lambda db: sweeping.unhinted(db, lane, stale, room)):
             self._hint(session)
 
-    def _clocks_agree(self) -> bool:
-        """A database clock that jumped ahead makes every lease look expired: then wait until they would be renewed."""
+    def _may_take_over(self) -> bool:
+        """Whether an expired lease means that its worker is gone.
+
+        Not when the database's clock jumped: every lease looks expired then. Nor after this process itself was away from
+        the database for long, as the others may have been too. Either way they get a lease time to renew.
+        """
         with self.database.reading() as db:
             now = (sweeping.database_time(db), time.monotonic())
-        before, self._clocks = self._clocks, now
-        if before is not None and abs((now[0] - before[0]) - (now[1] - before[1])) > self.settings.lease_seconds / 4:
-            self._wait_until = now[1] + self.settings.lease_seconds
-            logger.warning(
-                "action=clock_jumped seconds=%+.1f: no lease is taken over for one lease time", now[0] - before[0]
-            )
+        before, self._looked = self._looked, now
+        if before is not None:
+            apart, jumped = now[1] - before[1], (now[0] - before[0]) - (now[1] - before[1])
+            if abs(jumped) > self.settings.lease_seconds / 4 or apart > self.settings.lease_seconds / 2:
+                self._wait_until = now[1] + self.settings.lease_seconds
+                logger.warning("action=takeover_put_off seconds_away=%.1f clock_jumped=%+.1f", apart, jumped)
         return now[1] >= self._wait_until
 
 
