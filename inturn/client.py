@@ -8,11 +8,12 @@ import secrets
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from inturn.models import migrations
-from inturn.models.content import checked_context, checked_labels, checked_session_id, storable, storable_json
+from inturn.models.content import checked_context, checked_labels, checked_session_id, storable
 from inturn.models.database import Database
 from inturn.models.errors import (
     ClosedError,
@@ -27,7 +28,7 @@ from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import SessionFilter
 from inturn.models.store.retention import Removal
 from inturn.models.store.sending import NewSession
-from inturn.records import Message, SessionMetadata, TurnError, checked_cursor, retention_rule
+from inturn.records import Message, SessionMetadata, TurnError, checked_cursor, checked_options, retention_rule
 from inturn.session import Session, Turn
 from inturn.settings import Settings
 from inturn.waiting import Waiter, alive_workers
@@ -65,6 +66,7 @@ class Client:
         self.settings = settings or Settings.load(**flags)
         self._line: Line | None = None
         self._stopped = False
+        self._connecting = Lock()
 
     def start(self) -> Self:
         """Connect now rather than at the first use.
@@ -78,8 +80,9 @@ class Client:
 
     def stop(self) -> None:
         """Let go of all connections; what was sent goes on. Twice is harmless."""
-        self._stopped = True
-        line, self._line = self._line, None
+        with self._connecting:
+            self._stopped = True
+            line, self._line = self._line, None
         if line is not None:
             line.close()
 
@@ -94,11 +97,13 @@ class Client:
     @property
     def line(self) -> "Line":
         """What this client is connected to; connects if need be. For the handles. Raises: ClosedError."""
-        if self._stopped:
-            raise ClosedError("this client was stopped: make a new one")
-        if self._line is None:
-            self._line = Line(self.settings)
-        return self._line
+        line = self._line
+        if line is None:
+            with self._connecting:
+                if self._stopped:
+                    raise ClosedError("this client was stopped: make a new one")
+                line = self._line = self._line or Line(self.settings)
+        return line
 
     def create_session(
         self,
@@ -131,7 +136,7 @@ class Client:
             key=key,
             model=self._checked_model(model or self.settings.effective_default_model),
             system_message=storable(system_message) if system_message else None,
-            options=storable_json(dict(options or {})),
+            options=checked_options(options),
             labels=checked_labels(labels),
             context_turns=checked_context(context_turns),
             retention=kind,
@@ -233,7 +238,7 @@ class Client:
     def get_turn(self, turn_id: str) -> "Turn":
         """A turn by its ID, from any process. Raises: TurnNotFoundError."""
         session, _, number = turn_id.partition(".")
-        if not (session.isdecimal() and number.isdecimal() and len(turn_id) < 30):
+        if not (session.isdecimal() and number.isdecimal() and len(session) < 19 and len(number) < 10):
             raise TurnNotFoundError(turn_id)
         return Turn(self, reading.get_turn(self.line.database, int(session), int(number)))
 
@@ -257,7 +262,7 @@ class Client:
     def _checked_model(self, model: str) -> str:
         known = self.settings.available_providers
         provider, slash, name = model.partition("/")
-        if not (slash and name) or provider not in known or len(model) > 200:
+        if not (slash and name) or provider not in known or len(model) > 200 or storable(model) != model:
             raise UnknownModelError(model, sorted(known))
         return model
 

@@ -1,12 +1,18 @@
 """What the SDK gives out: messages, turns' errors and sessions' metadata. Plain values; the handles are in ``client``."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from inturn.models.content import storable_json
 from inturn.models.errors import InvalidInputError
 from inturn.models.states import Retention, Role
 from inturn.models.store.reading import MessageRecord, SessionRecord
+
+LONGEST_RETENTION = timedelta(days=365_000)
+"""No calendar of a database goes back much further."""
 
 MessageType = Literal["system.message", "user.message", "assistant.message", "tool.message"]
 
@@ -129,9 +135,22 @@ def retention_rule(retention: timedelta | Literal["policy"] | None) -> tuple[Ret
         return Retention.NEVER, None
     if retention == "policy":
         return Retention.POLICY, None
-    if isinstance(retention, timedelta) and retention > timedelta(0):
+    if isinstance(retention, timedelta) and timedelta(0) < retention <= LONGEST_RETENTION:
         return Retention.IDLE, retention.total_seconds()
-    raise InvalidInputError(f"retention is {retention!r}: use a positive timedelta, 'policy', or None for never")
+    raise InvalidInputError(
+        f"retention is {retention!r}: use a positive timedelta of {LONGEST_RETENTION.days:,} days at most, "
+        "'policy', or None for never"
+    )
+
+
+def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As they are stored. Raises: InvalidInputError."""
+    stored: dict[str, Any] = storable_json(dict(options or {}))
+    try:
+        json.dumps(stored, allow_nan=False)
+    except ValueError as error:  # Python writes NaN, and a worker that cannot read it cannot claim
+        raise InvalidInputError(f"options hold a number that JSON does not have ({error})") from None
+    return stored
 
 
 def checked_cursor(cursor: str | None) -> int:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from inturn.models.content import checked_prompt, storable, storable_json
+from inturn.models.content import checked_prompt, storable
 from inturn.models.errors import (
     ClosedError,
     InvalidInputError,
@@ -17,7 +17,7 @@ from inturn.models.errors import (
 from inturn.models.states import TurnState
 from inturn.models.store import reading, sending
 from inturn.models.store.reading import TurnRecord
-from inturn.records import Message, SessionMetadata, TurnError, checked_message_id
+from inturn.records import Message, SessionMetadata, TurnError, checked_message_id, checked_options
 from inturn.waiting import in_seconds
 from inturn.workers.events import ring_cancel
 
@@ -84,7 +84,7 @@ class Session:
             checked_prompt(prompt),
             session_id=self._surrogate,
             retry_of=retry_of,
-            **(how | {"options": storable_json(dict(how.get("options") or {}))}),
+            **(how | {"options": checked_options(how.get("options"))}),
         )
         if sent.hint:
             line.hints.publish(sent, self.session_id)
@@ -109,6 +109,7 @@ class Session:
             after: the ``id`` of the last message seen.
             limit: how many at most; default: all.
         """
+        _ = self._line
         return self._pages(checked_message_id(after, self._surrogate), limit)
 
     def _pages(self, after: tuple[int, int], limit: int | None) -> Iterator[Message]:
@@ -123,7 +124,13 @@ class Session:
 
     def get_turns(self, *, state: TurnState | str | None = None) -> Iterator["Turn"]:
         """The session's turns by number, page by page."""
-        after, wanted = 0, TurnState(state) if state is not None else None
+        if state is not None and state not in set(TurnState):
+            raise InvalidInputError(f"{state!r:.100} is no state of a turn: there are {', '.join(TurnState)}")
+        _ = self._line
+        return self._turns(None if state is None else TurnState(state))
+
+    def _turns(self, wanted: TurnState | None) -> Iterator["Turn"]:
+        after = 0
         while page := reading.list_turns(self._line.database, self._surrogate, wanted, after, PAGE):
             after = page[-1].number
             yield from (Turn(self._client, row) for row in page)

@@ -11,7 +11,7 @@ from threading import Lock
 import redis
 
 from inturn.models.database import Database
-from inturn.models.errors import NoWorkerError, TurnNotFoundError
+from inturn.models.errors import ClosedError, NoWorkerError, TurnNotFoundError
 from inturn.models.states import FINAL, ProcessKind, TurnState
 from inturn.models.store import presence, reading
 from inturn.settings import Settings
@@ -44,6 +44,7 @@ class Waiter:
         self._database, self._settings, self._broker, self._hints = database, settings, broker, hints
         self._stack: StackUse | None = None
         self._starting = Lock()
+        self._closed = False
 
     def until_final(self, session_id: int, number: int, timeout: float | None) -> TurnState | None:
         """Wait until the turn is final; None when ``timeout`` seconds have passed before.
@@ -51,12 +52,13 @@ class Waiter:
         Raises:
             NoWorkerError: nobody is alive to answer it.
             TurnNotFoundError: its session was deleted.
+            ClosedError: the client was stopped meanwhile.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._hold_stack()
         nobody = Nobody(lambda: alive_workers(self._database, self._settings))
         with Bell(self._broker, replies(session_id)) as bell:
-            while True:
+            while not self._closed:
                 with self._database.reading() as db:
                     state = reading.outcome(db, session_id, number)
                 if state is None:
@@ -68,16 +70,18 @@ class Waiter:
                     return None
                 nobody.check()
                 bell.wait(left)
+        raise ClosedError("this client was stopped: the turn goes on, and another client can wait for it")
 
     def _hold_stack(self) -> None:
         if not self._settings.is_embedded or self._stack is not None:
             return
         with self._starting:
-            if self._stack is None:
+            if self._stack is None and not self._closed:
                 self._stack = ensure_stack(self._settings, report=logger.info)
                 self._hints.retry_now()
 
     def close(self) -> None:
+        self._closed = True
         with self._starting:
             if self._stack is not None:
                 self._stack.close()

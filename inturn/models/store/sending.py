@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, case, func, insert, null, select, update
+from sqlalchemy import Connection, case, delete, func, insert, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inturn.models.clock import now
@@ -124,6 +124,12 @@ def _write(db: Connection, session_id: int, turn: int, position: int, role: Role
     db.execute(statement)
 
 
+def _unsay(db: Connection, session_id: int, turn: int) -> None:
+    """Take back a system message before anything was sent under it."""
+    said = (MESSAGES.c.session_id == session_id) & (MESSAGES.c.turn_number == turn) & (MESSAGES.c.position == SYSTEM)
+    db.execute(delete(MESSAGES).where(said))
+
+
 def resume_session(database: Database, key: str, model: str | None = None, system_message: str | None = None) -> int:
     """Take a session up again, from now on with another model or system message if given; returns its surrogate id.
 
@@ -147,6 +153,8 @@ def resume_session(database: Database, key: str, model: str | None = None, syste
             raise SessionNotFoundError(key)
         if system_message:
             _write(db, row.id, row.next_turn, SYSTEM, Role.SYSTEM, system_message)
+        elif system_message is not None:
+            _unsay(db, row.id, row.next_turn)
         return int(row.id)
 
     return database.transact(resume)
@@ -248,7 +256,7 @@ def _sent_before(db: Connection, key: str, session_id: int | None, idempotency_k
     ).one_or_none()
     if row is None:
         return None
-    if row.content != prompt:
+    if row.content != storable(prompt):
         raise IdempotencyConflictError(key, idempotency_key)
     return Sent(locked, row.number, Lane(row.lane), hint=False)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, null, or_, select, tuple_, update
 
 from inturn.models.clock import now
 from inturn.models.states import AttemptOutcome, Lane, TurnState
@@ -34,8 +34,8 @@ def rescue_owned(db: Connection, owners: Collection[str], caps: Caps) -> list[Re
 
 def rescue_orphans(db: Connection, owner: str, tokens: dict[int, int], caps: Caps) -> list[Ready]:
     """Take over leases that this process owns and none of its slots holds (by session and token)."""
-    held = [(LEASES.c.session_id == session) & (LEASES.c.token == token) for session, token in tokens.items()]
-    return _rescue(db, (LEASES.c.owner == owner) & or_(*held), caps)
+    orphaned = tuple_(LEASES.c.session_id, LEASES.c.token).in_(list(tokens.items()))
+    return _rescue(db, (LEASES.c.owner == owner) & orphaned, caps)
 
 
 def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Ready]:
