@@ -7,8 +7,9 @@ back with what came of it: a value, an error, or a cancellation.
 Two threads. Celery's **hub thread** owns requests, channels and events, none of which is thread-safe, so Celery is
 told everything there. The **loop thread** runs the tasks. Work goes in by ``call_soon_threadsafe``; news come out by
 a deque, and a pipe that the hub watches. (Not by ``hub.call_soon``: its lock may be held by the very hub thread that
-a signal handler has interrupted to wait for us.) With a transport that has no hub, a thread of ours delivers the news:
-the loop thread would hold up every task for as long as one acknowledgement takes.
+a signal handler has interrupted to wait for us.) Where the broker's transport has no hub, the
+loop thread tells Celery itself, under a lock: every task waits for as long as an acknowledgement takes, but such
+transports are for trying things out, and a third thread for them would be one more to stop in order.
 
 What this pool cannot do: go on while a body neither awaits nor returns (it names that task after about a second), kill
 what refuses to be cancelled, restart, or renew itself after a number of tasks: there is no child process to replace.
@@ -223,8 +224,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._jobs: dict[int, Job] = {}
         self._news: deque[Callable[[], object]] = deque()
         self._is_bell_rung = False
-        # Reentrant: a signal handler that stops the pool may have interrupted a delivery.
-        self._delivery = threading.RLock()
+        self._telling = threading.RLock()  # where there is no hub
         self._asked_at: float | None = None
 
     def on_start(self) -> None:
@@ -234,8 +234,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.loop: asyncio.AbstractEventLoop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._run_loop, name="inturn-loop", daemon=True)
         self._thread.start()
-        if not self._has_hub:
-            threading.Thread(target=self._deliver_forever, name="inturn-news", daemon=True).start()
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Called at the start and after each loss of the broker, which empties the hub."""
@@ -255,7 +253,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         if self._has_hub:
             self._admit(job)
         else:
-            with self._delivery:
+            with self._telling:
                 self._slots.acquire(self._admit, job)
         return job
 
@@ -333,6 +331,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def tell(self, callback: Callable[..., object], *args: Any) -> None:
         """Have the hub thread make a call. Loop thread."""
+        if not self._has_hub:
+            with self._telling:
+                callback(*args)
+            return
         self._news.append(partial(callback, *args))
         if not self._is_bell_rung:
             self._is_bell_rung = True
@@ -344,22 +346,15 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._jobs.pop(job.pid, None)
 
     def _deliver(self) -> None:
-        with self._delivery:
-            with suppress(BlockingIOError):
-                os.read(self._bell_out, 512)
-            self._is_bell_rung = False
-            for _ in range(len(self._news)):
-                try:
-                    call = self._news.popleft()
-                except IndexError:  # a signal handler came between and delivered the rest
-                    return
-                call()
-
-    def _deliver_forever(self) -> None:
-        while True:
-            wait([self._bell_out], WATCH_SECONDS)
-            self._deliver()
-            self._watch()
+        with suppress(BlockingIOError):
+            os.read(self._bell_out, 512)
+        self._is_bell_rung = False
+        for _ in range(len(self._news)):
+            try:
+                call = self._news.popleft()
+            except IndexError:  # a signal handler came between and delivered the rest
+                return
+            call()
 
     def _run_loop(self) -> None:
         try:

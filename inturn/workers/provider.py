@@ -38,6 +38,7 @@ FailureKind = Literal["safe", "ambiguous", "permanent"]
 REPLY_LIMIT = 4 * 1024 * 1024
 """Bytes of a decoded reply. More is no conversation, and would have to be read, stored and shown again every turn."""
 
+_MESSAGE_LIMIT = 500
 _CONNECT_SECONDS = 10.0
 _IDLE_SECONDS = 4.0
 
@@ -75,7 +76,7 @@ class ProviderError(Exception):
     Attributes:
         kind: see the table above.
         error_type: in snake_case, for machines: ``rate_limited``, ``timeout``, ``http_500``.
-        message: one line for people, with no key and no prompt text in it.
+        message: one line for people, with no key and no prompt text in it; cut at 500 characters.
         status_code: the provider's, when it sent one.
         retry_after: seconds that the provider asked to be left alone for.
     """
@@ -89,10 +90,10 @@ class ProviderError(Exception):
         status_code: int | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = message if len(message) <= _MESSAGE_LIMIT else message[: _MESSAGE_LIMIT - 3] + "..."
+        super().__init__(self.message)
         self.kind: FailureKind = kind
         self.error_type = error_type
-        self.message = message
         self.status_code = status_code
         self.retry_after = retry_after
 
@@ -160,20 +161,17 @@ class Providers:
             ProviderError: there is no reply. Nothing else but a cancellation leaves here.
         """
         name, _, bare_model = model.partition("/")
-        provider = self._provider(name)
-        deadline = self._configured[name].deadline_seconds or self._deadline_seconds
+        deadline = self._deadline(name)
         try:
+            provider = self._provider(name)
             async with asyncio.timeout(deadline):
                 reply = await provider.reply(replace(prompt, model=bare_model))
         except ProviderError:
             raise
         except TimeoutError:
-            raise ProviderError(
-                "ambiguous",
-                "timeout",
-                f"{model} gave no whole reply within {deadline:g} s. "
-                f"If it needs longer, raise deadline_seconds of provider {name}",
-            ) from None
+            message = f"{model} gave no whole reply within {deadline:g} s. If it needs longer, raise "
+            message += f"deadline_seconds of provider {name}"
+            raise ProviderError("ambiguous", "timeout", message) from None
         except Exception as error:  # noqa: BLE001 (whoever wrote the provider, a turn has to end)
             raise _bug(model, error) from None
         content = storable(reply.content)
@@ -187,6 +185,10 @@ class Providers:
             _, provider = self._built.popitem()
             with contextlib.suppress(Exception):
                 await provider.aclose()
+
+    def _deadline(self, name: str) -> float:
+        config = self._configured.get(name)
+        return (config and config.deadline_seconds) or self._deadline_seconds
 
     def _provider(self, name: str) -> Provider:
         if name not in self._built:
@@ -223,8 +225,15 @@ def http_client(*, tls: bool) -> httpx.AsyncClient:
     Args:
         tls: whether ``https`` will be spoken; only then are certificates loaded (certifi's, or those that
             ``SSL_CERT_FILE`` names).
+
+    Raises:
+        ProviderError: there are none at the place that ``SSL_CERT_FILE`` names (permanent).
     """
-    context = httpx.create_ssl_context() if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context = httpx.create_ssl_context() if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    except OSError as error:
+        message = f"SSL_CERT_FILE of the worker names no certificates that can be read ({error.strerror}). Unset it"
+        raise ProviderError("permanent", "bad_certificates", message) from None
 
     def open_session() -> aiohttp.ClientSession:
         # Left to itself the transport keeps aiohttp's limit of 100 connections. An idle connection is let go before the

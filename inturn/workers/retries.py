@@ -50,8 +50,8 @@ def decide(
                 http_409, http_500 and every other 5xx                                 and ``max_attempts``
     permanent   invalid_request (400), unauthorized (401), forbidden (403),            never
                 not_found (404), unprocessable (422), other 4xx, redirect, no_key,
-                bad_key, bad_base_url, bad_header, provider_not_configured,
-                reply_too_large
+                bad_key, bad_base_url, bad_header, bad_certificates,
+                provider_not_configured, reply_too_large
     ==========  =====================================================================  ==========================
 
     Args:

@@ -94,10 +94,15 @@ def _answer(messages: list[dict[str, str]]) -> str:
     if not said:
         return "You have not said anything yet. (echo, not a real model)"
     *earlier, latest = said
-    if _ASKS_BACK.search(latest):
-        return _recollection([text for text in earlier if not _ASKS_BACK.search(text)])
+    if _asks_back(latest):
+        return _recollection([text for text in earlier if not _asks_back(text)])
     count = "your first message" if not earlier else f"{len(said)} messages of yours"
     return f"You said: {_quote(latest)}\nI remember {count}. (echo, not a real model)"
+
+
+def _asks_back(text: str) -> bool:
+    """A question that is longer is none, and would take the pattern for ever."""
+    return len(text) <= _QUOTED and _ASKS_BACK.search(text) is not None
 
 
 def _recollection(topics: list[str]) -> str:

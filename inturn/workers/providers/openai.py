@@ -18,7 +18,6 @@ from inturn.workers.providers.scrubbing import one_line, scrub
 from inturn.workers.retries import parse_retry_after
 
 _OURS = ("model", "messages", "stream")
-_MESSAGE_LIMIT = 500
 _MOST_TOKENS = 2**31
 _SECRET = 8
 _HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
@@ -116,7 +115,7 @@ class OpenAI:
         return ProviderError(
             kind,
             error_type,
-            message[:_MESSAGE_LIMIT],
+            message,
             status_code=answer.status,
             retry_after=parse_retry_after(answer.headers, datetime.now(UTC)),
         )
