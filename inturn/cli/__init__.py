@@ -25,6 +25,7 @@ class Door(NamedTuple):
 
 
 COMMANDS: dict[str, Door] = {
+    "demo": Door("Begin", "inturn.cli.demo:demo", "See what inturn is for, in about a minute."),
     "chat": Door("Talk", "inturn.cli.chat:chat", "Hold a conversation in the terminal."),
     "send": Door("Talk", "inturn.cli.send:send", "Send one prompt to a session."),
     "session": Door("Talk", "inturn.cli.session:session", "Create, list, show, delete, hold and release sessions."),

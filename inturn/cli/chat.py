@@ -58,9 +58,7 @@ def converse(session: "Session") -> None:
 def answer(session: "Session", prompt: str) -> None:
     """One turn. A failure of this turn alone does not end a chat, where somebody sits who can go on."""
     try:
-        with render.waiting("... (Ctrl-C cancels)"):
-            message = awaited(session, prompt)
-        render.utterance("assistant", message.data.content)
+        render.utterance("assistant", awaited(session, prompt).data.content)
     except (InvalidPromptError, TurnFailedError, TurnCancelledError) as error:
         if not sys.stdin.isatty():
             raise
@@ -70,7 +68,8 @@ def answer(session: "Session", prompt: str) -> None:
 def awaited(session: "Session", prompt: str) -> "Message":
     turn = session.send(prompt)
     try:
-        return turn.wait()
+        with render.waiting("... (Ctrl-C cancels)"):
+            return turn.wait()
     except KeyboardInterrupt:
         turn.cancel()
         if sys.stdin.isatty():

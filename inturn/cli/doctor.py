@@ -14,7 +14,7 @@ from inturn.cli import render
 from inturn.cli.exits import Exit
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.models.errors import InturnError
-from inturn.models.states import ProcessKind
+from inturn.models.states import Lane, ProcessKind
 
 if TYPE_CHECKING:
     from inturn.models.database import Database
@@ -91,6 +91,8 @@ def check_processes(settings: "Settings", database: "Database") -> Iterator[Find
     if workers:
         who = ", ".join(f"{one.host}/{one.pid} ({one.lanes})" for one in workers)
         yield Finding("ok", "workers", f"{len(workers)} alive: {who}")
+        for lane in sorted(set(Lane) - {lane for one in workers for lane in one.lanes.split(",")}):
+            yield Finding("warn", "workers", f"nobody serves the lane {lane}: start `inturn worker --lanes {lane}`")
     else:
         yield Finding(
             state, "workers", f"none is alive, so nothing is answered: `inturn worker` or `inturn up` starts one{too}"

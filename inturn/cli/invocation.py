@@ -36,7 +36,7 @@ class Invocation:
         """A client that is not started yet: use it in a ``with``."""
         from inturn.client import Client
 
-        logging.getLogger("inturn").addHandler(Remarks(embedded=self.settings.is_embedded))
+        logging.getLogger("inturn").handlers = [Remarks(embedded=self.settings.is_embedded)]
         return Client(self.settings)
 
 

@@ -45,12 +45,20 @@ def supervise(settings: "Settings", *, workers: int, verbose: bool, linked: bool
             settings,
             prepare=arrivals.prepare,
             is_ready=arrivals.has_worker,
-            report=render.talk,
+            report=render.talk if linked else tell,
             workers=workers,
             verbose=verbose,
             linked=linked,
         )
         supervisor.run()
+
+
+def tell(sentence: str) -> None:
+    """Say what the supervisor says, and to whom sits there, what comes next."""
+    more = (
+        ": `inturn chat` in another terminal talks to it; Ctrl-C here stops everything" if sentence == "ready" else ""
+    )
+    render.talk(sentence + more)
 
 
 class Arrivals:

@@ -1,0 +1,63 @@
+"""What people type: spans, moments, pairs."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import click
+import pytest
+
+from inturn.cli.values import json_pair, moment, pair, retention_rule, shown_retention, span
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("1.5h", timedelta(minutes=90)),
+        ("30m", timedelta(minutes=30)),
+        (" 7d ", timedelta(days=7)),
+        ("2w", timedelta(weeks=2)),
+    ],
+)
+def test_a_span_has_a_unit(text: str, length: timedelta) -> None:
+    assert span(text) == retention_rule(text) == length
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "d", "-1d", "0s", "7 d", "1e3d", "9" * 400 + "d", "999999999w", "\u0663d", "1mo", "sevend"]
+)
+def test_what_is_no_span(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="no length of time"):
+        span(text)
+
+
+def test_a_retention_rule_may_be_a_word() -> None:
+    assert [retention_rule("never"), retention_rule("policy")] == [None, "policy"]
+    with pytest.raises(click.BadParameter):
+        retention_rule("forever")
+
+
+@pytest.mark.parametrize("text", ["90s", "5m", "36h", "7.5s", "6d", "14d", "never", "policy"])
+def test_a_retention_rule_is_shown_as_it_is_typed(text: str) -> None:
+    assert shown_retention(retention_rule(text)) == text
+
+
+def test_a_moment_is_a_date_a_time_or_a_span_ago() -> None:
+    assert moment("2025-12-31T23:59+01:00") == datetime(2025, 12, 31, 22, 59, tzinfo=UTC)
+    assert moment("2025-12-31").tzinfo is UTC
+    assert abs(datetime.now(UTC) - timedelta(days=7) - moment("7d")) < timedelta(minutes=1)
+    with pytest.raises(click.BadParameter, match="'yesterday' is no time"):
+        moment("yesterday")
+
+
+def test_pairs() -> None:
+    assert pair("team=red=blue") == ("team", "red=blue")
+    assert pair("team=") == ("team", "")
+    assert json_pair('stop=["END"]') == ("stop", ["END"])
+    assert json_pair("temperature=0.2") == ("temperature", 0.2)
+
+
+@pytest.mark.parametrize(("read", "text"), [(pair, "team"), (pair, "=x"), (json_pair, "user=ann"), (json_pair, "x")])
+def test_what_is_no_pair(read: Callable[[str], object], text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"no pair|not JSON"):
+        read(text)

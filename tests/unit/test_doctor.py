@@ -1,0 +1,91 @@
+"""The check-up: what it finds on a bare machine, and in a dangerous place."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from inturn.cli.doctor import Finding, check_up
+from inturn.models import migrations
+from inturn.models.database import Database
+from inturn.models.states import ProcessKind
+from inturn.models.store import presence
+from inturn.models.store.presence import Process
+from inturn.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "CELERY_BROKER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("INTURN_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def findings(settings: Settings, subject: str) -> list[Finding]:
+    return [finding for finding in check_up(settings) if finding.subject == subject]
+
+
+def test_a_bare_machine_is_well() -> None:
+    found = list(check_up(Settings.load()))
+    assert not [finding for finding in found if finding.state == "fail"]
+    assert "is not there yet" in found[0].sentence
+
+
+def test_nobody_alive_is_only_a_warning_where_commands_start_a_stack(tmp_path: Path) -> None:
+    with closing(Database(Settings.load().effective_database_url)) as database:
+        migrations.prepare(database)
+    assert [one.state for one in findings(Settings.load(), "workers")] == ["warn"]
+    elsewhere = Settings.load(database_url=f"sqlite:///{tmp_path}/home/inturn.db")
+    assert [one.state for one in findings(elsewhere, "workers")] == ["fail"]
+    assert [one.state for one in findings(elsewhere, "beat")] == ["warn"]
+
+
+def test_a_database_without_tables_names_the_command(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    [found] = findings(Settings.load(database_url=f"sqlite:///{tmp_path}/empty.db"), "database")
+    assert found.state == "fail"
+    assert "inturn db upgrade" in found.sentence
+
+
+def test_what_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
+    url = f"redis://:hidden@127.0.0.1:1/{0}"
+    [found] = findings(Settings.load(broker_url=url), "broker")
+    assert found.state == "fail"
+    assert "redis://:***@127.0.0.1:1/0 does not answer" in found.sentence
+    [found] = findings(Settings.load(database_url="postgresql://u:hidden@127.0.0.1:1/x"), "database")
+    assert found.state == "fail"
+    assert "hidden" not in found.sentence
+
+
+def test_a_key_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = {"lab": {"base_url": "http://lab.example/v1", "api_key_env": "LAB_KEY"}}
+    [key] = findings(Settings.load(providers=lab, default_model="lab/small"), "key")
+    assert key == Finding("fail", "key", "LAB_KEY, the key of provider lab, is not set: export it")
+    assert [one.state for one in findings(Settings.load(providers=lab), "key")] == ["warn"]
+    monkeypatch.setenv("LAB_KEY", "hidden")
+    settings = Settings.load(providers=lab, default_model="lab/small")
+    assert [one.state for one in findings(settings, "key")] == ["ok"]
+    assert "plain http" in findings(settings, "settings")[0].sentence
+    assert "hidden" not in str(list(check_up(settings)))
+    [model] = findings(Settings.load(default_model="ghost/x"), "model")
+    assert model.state == "fail"
+    assert "[providers.ghost]" in model.sentence
+
+
+def test_dangers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir(mode=0o755)
+    monkeypatch.setenv("INTURN_HOEM", "x")
+    found = " ".join(one.sentence for one in findings(Settings.load(), "settings"))
+    assert "INTURN_HOEM is set and means nothing" in found
+    assert "chmod 700" in found
+
+
+def test_a_lane_that_nobody_serves_is_named() -> None:
+    settings = Settings.load()
+    process = Process("p1", ProcessKind.WORKER, "host", 1, "chat,batch", 10, "0")
+    with closing(Database(settings.effective_database_url)) as database:
+        migrations.prepare(database)
+        database.transact(lambda db: presence.appear(db, process))
+    assert [one.state for one in findings(settings, "workers")] == ["ok", "warn"]
+    assert "the lane maintenance" in findings(settings, "workers")[1].sentence

@@ -1,0 +1,254 @@
+"""Settings: precedence and origins, refusals as sentences, secrets masked."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from inturn.models.errors import SettingsError
+from inturn.settings import ProviderSettings, Settings, masked_url
+
+FOREIGN = ("INTURN_", "CELERY_", "OPENAI_")
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No variable, no file: what a test sets is all there is."""
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(platformdirs, "user_config_path", lambda name: tmp_path / "user" / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_user_file(directory: Path, text: str) -> Path:
+    file = directory / "user" / "inturn" / "inturn.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def refusal(**flags: object) -> str:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(**flags)
+    return str(caught.value)
+
+
+def test_defaults_need_nothing(bare_machine: Path) -> None:
+    settings = Settings.load(home=bare_machine / "home")
+    assert settings.effective_database_url == f"sqlite:///{bare_machine}/home/inturn.db"
+    assert settings.is_embedded
+    assert settings.has_embedded_broker
+    assert settings.effective_default_model == "echo/echo"
+    assert list(settings.available_providers) == ["echo"]
+    assert set(settings.origins()) == set(Settings.model_fields)
+    assert settings.origins()["lease_seconds"] == "default"
+
+
+def test_every_source_goes_ahead_of_the_next(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = write_user_file(bare_machine, "concurrency = 1\nslice_turns = 1\nmax_rescues = 1\nmax_attempts = 9")
+    Path("inturn.toml").write_text("concurrency = 2\nslice_turns = 2\nmax_rescues = 2")
+    monkeypatch.setenv("INTURN_CONCURRENCY", "3")
+    monkeypatch.setenv("INTURN_SLICE_TURNS", "3")
+    monkeypatch.setenv("INTURN_CLEANUP_CHUNK", "")
+    settings = Settings.load(concurrency=4, home=None)
+    found = {name: (getattr(settings, name), origin) for name, origin in settings.origins().items()}
+    assert found["concurrency"] == (4, "flag")
+    assert found["slice_turns"] == (3, "environment INTURN_SLICE_TURNS")
+    assert found["max_rescues"] == (2, "./inturn.toml")
+    assert found["max_attempts"] == (9, str(user))
+    assert found["cleanup_chunk"] == (100, "default")
+
+
+def test_providers_of_all_files_are_merged(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = write_user_file(bare_machine, '[providers.lab]\nbase_url = "http://lab:8000/v1/"\n')
+    Path("inturn.toml").write_text('[providers.lab]\napi_key_env = "LAB_KEY"\n[providers.slow]\ntype = "echo"\n')
+    settings = Settings.load()
+    assert settings.origins()["providers"] == f"./inturn.toml, {user}"
+    assert settings.available_providers.keys() == {"echo", "lab", "slow"}
+    lab = settings.providers["lab"]
+    assert (lab.base_url, lab.api_key()) == ("http://lab:8000/v1", None)
+    monkeypatch.setenv("LAB_KEY", " secret\n")
+    key = lab.api_key()
+    assert key is not None
+    assert key.get_secret_value() == "secret"
+    assert "secret" not in repr(key) + repr(settings)
+
+
+def test_openai_is_there_when_its_key_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    settings = Settings.load()
+    assert settings.effective_default_model == "openai/gpt-5"
+    assert settings.available_providers["openai"].base_url == "https://api.openai.com/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9/v1")
+    assert Settings.load().available_providers["openai"].base_url == "http://localhost:9/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost")
+    assert "OPENAI_BASE_URL is 'localhost'" in refusal()
+
+
+def test_a_configured_openai_keeps_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured = {"openai": {"deadline_seconds": 7, "api_key_env": "MY_KEY"}}
+    openai = Settings.load(providers=configured).available_providers["openai"]
+    assert (openai.base_url, openai.api_key_env) == ("https://api.openai.com/v1", "MY_KEY")
+    assert openai.deadline_seconds == 7
+    assert Settings.load(providers=configured).effective_default_model == "echo/echo"
+
+
+@pytest.mark.parametrize(
+    ("given", "effective"),
+    [
+        ("postgres://u:p@h/db", "postgresql+psycopg://u:p@h/db"),
+        ("postgresql://h/db?sslmode=require", "postgresql+psycopg://h/db?sslmode=require"),
+        ("postgresql+psycopg://h/db", "postgresql+psycopg://h/db"),
+        ("sqlite:////var/lib/x.db", "sqlite:////var/lib/x.db"),
+    ],
+)
+def test_database_urls_are_normalised(given: str, effective: str) -> None:
+    settings = Settings.load(database_url=given)
+    assert settings.effective_database_url == effective
+    assert not settings.is_embedded
+
+
+def test_a_relative_sqlite_file_is_tied_to_its_place(bare_machine: Path) -> None:
+    assert Settings.load(database_url="sqlite:///x.db?a=b").database_url == f"sqlite:///{bare_machine}/x.db?a=b"
+
+
+@pytest.mark.parametrize("url", ["mysql://h/x", "sqlite://", "sqlite:///:memory:", "nonsense", "postgresql://"])
+def test_other_databases_are_refused(url: str) -> None:
+    assert f"database_url is '{url}' (flag), which is refused: a database is" in refusal(database_url=url)
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [(url, url) for url in ("redis://h:1/0", "rediss://:p@h/1", "redis+socket:///a/b")]
+    + [("unix:///a/b", "redis+socket:///a/b")],
+)
+def test_brokers_are_normalised(given: str, normal: str) -> None:
+    assert Settings.load(broker_url=given).broker_url == normal
+
+
+@pytest.mark.parametrize("url", ["sentinel://h:1", "redis+cluster://h", "redis://a;redis://b", "amqp://h", "redis://"])
+def test_other_brokers_are_refused(url: str) -> None:
+    assert "broker_url is" in refusal(broker_url=url)
+
+
+def test_a_broker_that_celery_would_put_ahead_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://:hidden@elsewhere/0")
+    sentence = refusal()
+    assert "CELERY_BROKER_URL is redis://:***@elsewhere/0" in sentence
+    assert "broker_url is the embedded one" in sentence
+    assert Settings.load(broker_url="redis://:hidden@elsewhere/0").broker_url.startswith("redis://")
+    monkeypatch.setenv("CELERY_BROKER_URL", "unix:///a/b")
+    assert Settings.load(broker_url="redis+socket:///a/b").broker_url == "redis+socket:///a/b"
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"heartbeat_seconds": 10}, ("heartbeat_seconds is 10 (flag)", "lease_seconds, which is 20 (default)")),
+        ({"sweep_seconds": 21}, ("sweep_seconds", "lease_seconds")),
+        ({"cancel_poll_seconds": 6}, ("cancel_poll_seconds", "heartbeat_seconds")),
+        ({"max_attempts": 1}, ("max_ambiguous_attempts is 2 (default)", "max_attempts, which is 1 (flag)")),
+        ({"retry_base_seconds": 61}, ("retry_base_seconds", "retry_cap_seconds")),
+        ({"attempt_deadline_seconds": 130}, ("attempt_deadline_seconds", "shutdown_grace_seconds")),
+        (
+            {"providers": {"slow": {"type": "echo", "deadline_seconds": 200}}},
+            ("providers.slow.deadline_seconds is 200", "shutdown_grace_seconds, which is 130 (default)"),
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named_both(values: dict[str, object], names: tuple[str, str]) -> None:
+    sentence = refusal(**values)
+    assert names[0] in sentence
+    assert names[1] in sentence
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan", "soon", "1e999"])
+def test_times_are_positive_numbers(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTURN_SWEEP_SECONDS", value)
+    assert f"sweep_seconds is '{value}' (environment INTURN_SWEEP_SECONDS), which is refused: should be" in refusal()
+
+
+def test_all_wrong_values_are_told_at_once() -> None:
+    assert len(refusal(concurrency=0, lease_seconds="x").splitlines()) == 2
+
+
+def test_unknown_settings_are_errors_with_a_guess() -> None:
+    Path("inturn.toml").write_text("heartbeat = 3\n[providers.lab]\nbase_ulr = 'http://h'\n")
+    sentence = refusal()
+    assert "unknown setting heartbeat (./inturn.toml): did you mean heartbeat_seconds?" in sentence
+    assert "unknown setting providers.lab.base_ulr (./inturn.toml): did you mean base_url?" in sentence
+    assert "there are home, database_url" in refusal(xyzzy=1)
+
+
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [
+        ({}, "has no base_url"),
+        ({"base_url": "ftp://h"}, "starts with http"),
+        ({"base_url": "https://:x@h/v1"}, "carries no password"),
+        ({"type": "oracle"}, "'openai' or 'echo'"),
+    ],
+)
+def test_bad_providers_are_refused(provider: dict[str, str], reason: str) -> None:
+    sentence = refusal(providers={"lab": provider})
+    assert reason in sentence
+    assert ":x@" not in sentence
+    assert "no name for a provider" in refusal(providers={"a/b": {"type": "echo"}})
+
+
+def test_a_header_is_shown_to_nobody() -> None:
+    provider = {"base_url": "http://h/v1", "headers": {"X-Key": "hidden"}}
+    settings = Settings.load(providers={"lab": provider})
+    assert settings.providers["lab"].headers == {"X-Key": "hidden"}
+    assert "hidden" not in f"{settings!r}{settings}{settings.masked()}{settings.providers['lab']!r}"
+    assert "hidden" not in refusal(providers={"lab": provider | {"headers": {"X-Key": ["hidden"]}}})
+
+
+def test_broken_files_are_named(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("inturn.toml").write_text("lease_seconds = = 3")
+    assert "settings file inturn.toml is not valid TOML" in refusal()
+    Path("inturn.toml").write_bytes(b'home = "\xff"')
+    assert "settings file inturn.toml is not valid TOML" in refusal()
+    Path("inturn.toml").unlink()
+    Path("inturn.toml").mkdir()
+    assert "settings file inturn.toml cannot be read" in refusal()
+    Path("inturn.toml").rmdir()
+    monkeypatch.setenv("INTURN_PROVIDERS", "{")
+    assert "INTURN_PROVIDERS is not valid JSON" in refusal()
+
+
+def test_a_model_names_its_provider() -> None:
+    assert "a model is written provider/model" in refusal(default_model="gpt-5")
+    assert Settings.load(default_model="router/meta/llama:free").effective_default_model == "router/meta/llama:free"
+
+
+def test_home_is_absolute(monkeypatch: pytest.MonkeyPatch, bare_machine: Path) -> None:
+    monkeypatch.setenv("INTURN_HOME", "here")
+    assert Settings.load().home == bare_machine / "here"
+    assert Settings.load(home="~/x").home == Path.home() / "x"
+    assert "question mark" in refusal(home="a?b")
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("postgresql://u:p@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://u:p@ss/w@h/db", "postgresql://u:***@h/db"),
+        ("redis://:p@h:1/0", "redis://:***@h:1/0"),
+        ("postgresql://u@h/db?password=p&sslpassword=q&a=b", "postgresql://u@h/db?password=***&sslpassword=***&a=b"),
+        ("redis+socket:///a/b?virtual_host=1", "redis+socket:///a/b?virtual_host=1"),
+        ("sqlite:////a/b:c.db", "sqlite:////a/b:c.db"),
+        ("", ""),
+    ],
+)
+def test_passwords_are_masked(url: str, masked: str) -> None:
+    assert masked_url(url) == masked
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.load().concurrency = 3
+    with pytest.raises(ValueError, match="frozen"):
+        ProviderSettings().type = "echo"
