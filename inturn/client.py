@@ -28,7 +28,7 @@ from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import SessionFilter
 from inturn.models.store.retention import Removal
 from inturn.models.store.sending import NewSession
-from inturn.records import Message, SessionMetadata, TurnError, checked_cursor, checked_options, retention_rule
+from inturn.records import Message, SessionMetadata, TurnError, checked_cursor, checked_moment, checked_options, retention_rule
 from inturn.session import Session, Turn
 from inturn.settings import Settings
 from inturn.waiting import Waiter, alive_workers
@@ -189,8 +189,14 @@ class Client:
             after: the ``cursor`` of the last one seen.
             limit: how many at most; default: all.
         """
+        _ = self.line
         wanted = SessionFilter(
-            prefix=prefix, labels=labels, model=model, active_after=active_after, active_before=active_before, busy=busy
+            prefix=storable(prefix) if prefix else None,
+            labels=checked_labels(labels),
+            model=storable(model) if model is not None else None,
+            active_after=checked_moment(active_after),
+            active_before=checked_moment(active_before),
+            busy=busy,
         )
         return self._list(wanted, checked_cursor(after), limit)
 

@@ -153,6 +153,13 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return stored
 
 
+def checked_moment(moment: datetime | None) -> datetime | None:
+    """Raises: InvalidInputError."""
+    if moment is not None and moment.tzinfo is None:
+        raise InvalidInputError(f"{moment.isoformat()} has no timezone, so it names no moment: use moment.astimezone()")
+    return moment
+
+
 def checked_cursor(cursor: str | None) -> int:
     """Raises: InvalidInputError."""
     if cursor is None:

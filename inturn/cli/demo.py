@@ -15,6 +15,7 @@ import click
 from inturn.cli import render
 from inturn.cli.exits import Exit
 from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.models.errors import InturnError
 
 MODEL_VARIABLES = ("INTURN_DEFAULT_MODEL", "INTURN_PROVIDERS")
 """The only settings of the user's that count in the demo: who answers the conversation."""
@@ -68,7 +69,7 @@ def perform(home: Path, keep: bool) -> Exit:
         with Stage(home) as stage:
             play(stage)
         render.data(f"Its home is kept: `INTURN_HOME={home} inturn session list`" if keep else f"{home} is removed.")
-    except CheckFailedError as error:
+    except (CheckFailedError, InturnError) as error:
         keep = True
         render.complain(f"the demo failed: {error}. What it did is in {home}, with the logs in {home / 'log'}")
         return Exit.FAILURE
@@ -93,7 +94,8 @@ def isolate(home: Path) -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let SIGTERM, and a terminal that closes, end the demo as Ctrl-C does: with everything cleaned up."""
-    before = {number: signal.signal(number, _interrupt) for number in STOPS}
+    heeded = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # nohup is respected
+    before = {number: signal.signal(number, _interrupt) for number in heeded}
     try:
         yield
     finally:

@@ -51,9 +51,10 @@ def play(stage: Stage) -> None:
         CheckFailedError: It is not true.
     """
     began = time.monotonic()
+    render.utterance("inturn demo", "a conversation that survives everything, in about a minute")
     say(
-        f"This happens in {stage.home}, and touches nothing else. What follows a $ or >>> really runs. "
-        "To type it yourself, begin with"
+        f"It runs in {stage.home} and touches nothing else. What stands behind $ and >>> really runs; "
+        "to type it yourself, begin with"
     )
     render.data(f"$ export INTURN_HOME={stage.home}")
     scenes: list[tuple[str, Callable[[Stage], None]]] = [
@@ -103,11 +104,12 @@ def come_back(stage: Stage) -> None:
 def ask_the_crowd(stage: Stage) -> None:
     render.data(
         ">>> client = inturn.Client()\n"
+        '>>> latency = {"latency": [0.05, 0.3]}  # seconds that the stand-in takes\n'
         '>>> crowd = [client.create_session(f"user-{n}-support", model="echo/echo")\n'
         "...          for n in range(201, 301)]\n"
         ">>> for question in range(1, 6):\n"
-        "...     for session in crowd:  # the stand-in takes 0.05 to 0.3 s for an answer\n"
-        '...         session.send(f"question {question}", options={"latency": [0.05, 0.3]})'
+        "...     for session in crowd:\n"
+        '...         session.send(f"question {question}", options=latency)'
     )
     with Client() as client:
         crowd = [client.create_session(session_id, model="echo/echo") for session_id in CROWD]
@@ -117,24 +119,25 @@ def ask_the_crowd(stage: Stage) -> None:
         check_order(crowd, CALM_QUESTIONS)
     speed = f"{figures.turns / figures.seconds:.0f} turns a second"
     render.verdict("ok", "speed", f"{speed}, each on disk before send() returned")
-    render.verdict(
-        "ok", "at once", f"up to {figures.most_calls} calls; one by one they take {figures.call_seconds:.0f} s"
-    )
+    render.verdict("ok", "at once", f"up to {figures.most_calls} calls; in all they took {figures.call_seconds:.0f} s")
 
 
 def kill_a_worker(stage: Stage) -> None:
     render.data(
-        '>>> crowd = [client.resume_session(f"user-{n}-support") for n in range(201, 301)]\n'
+        '>>> latency = {"latency": [0.3, 0.9]}  # slower, to have calls in hand\n'
+        '>>> crowd = [client.resume_session(f"user-{n}-support")\n'
+        "...          for n in range(201, 301)]\n"
         ">>> for question in range(6, 8):\n"
         "...     for session in crowd:\n"
-        '...         session.send(f"question {question}", options={"latency": [0.3, 0.9]})'
+        '...         session.send(f"question {question}", options=latency)'
     )
     killer = Killer(stage, after=len(CROWD) * len(LATE_QUESTIONS) // 4)
     with Client() as client:
         crowd = [client.resume_session(session_id) for session_id in CROWD]
         sent = send_all(stage, crowd, LATE_QUESTIONS, SLOW, killer.look)
-        check(killer.pid > 0, "killed", killer.circumstances, "no worker had enough in hand to be worth a kill")
-        render.data(f"$ kill -9 {killer.pid}")
+        if not killer.pid:
+            raise CheckFailedError("no worker had enough in hand to be worth a kill")
+        render.data(f"$ kill -9 {killer.pid}  # {killer.circumstances}")
         render.data(stage.up_said("killed by"))
         figures = Figures.of(stage, LATE_QUESTIONS)
         check_replies(figures, sent)
@@ -175,7 +178,7 @@ def send_all(
     with render.progress("answered", total) as bar:
 
         def answered() -> int:
-            done = Figures.of(stage, questions).completed
+            done = answered_of(stage, questions)
             bar.update(done)
             look(done)
             return done
@@ -212,8 +215,8 @@ class Figures:
 
     @classmethod
     def of(cls, stage: Stage, questions: range) -> "Figures":
-        values = (CROWD_LIKE, questions.start, questions.stop - 1)
-        return cls(*(value for sql in (TURNS, REPLIES, CALLS) for value in stage.query(sql, *values)[0]))
+        about = (CROWD_LIKE, questions.start, questions.stop - 1)
+        return cls(*(value for sql in (TURNS, REPLIES, CALLS) for value in stage.query(sql, *about)[0]))
 
 
 class Killer:

@@ -145,7 +145,9 @@ def has_wal_reset_bug(version: tuple[int, int, int] = sqlite3.sqlite_version_inf
     """Whether this SQLite may, very rarely, damage a database that several connections write and checkpoint at once
     (https://www.sqlite.org/wal.html#walresetbug). Fixed in 3.51.3, and in 3.44.6 and 3.50.7.
     """
-    mended = version >= (3, 51, 3) or any(version[:2] == since[:2] and version >= since for since in WAL_RESET_BACKPORTS)
+    mended = version >= (3, 51, 3) or any(
+        version[:2] == since[:2] and version >= since for since in WAL_RESET_BACKPORTS
+    )
     return version >= (3, 7, 0) and not mended
 
 

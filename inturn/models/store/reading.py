@@ -87,16 +87,14 @@ class SessionFilter:
     active_before: datetime | None = None
     busy: bool | None = None
 
-    def conditions(self) -> list[ColumnElement[bool]]:
+    def conditions(self, dialect: str) -> list[ColumnElement[bool]]:
         found = [SESSIONS.c.state == SessionState.ACTIVE]
         if self.key is not None:
             found.append(SESSIONS.c.key == self.key)
         if self.prefix:
-            # A range of the unique index: the first key that no longer has the prefix ends it.
-            end = self.prefix[:-1] + chr(ord(self.prefix[-1]) + 1)
-            found += [SESSIONS.c.key >= self.prefix, SESSIONS.c.key < end]
-        for name, value in (self.labels or {}).items():
-            found.append(SESSIONS.c.labels[name].as_string() == value)
+            # A range of the unique index: DEL sorts behind everything that a session ID is made of.
+            found += [SESSIONS.c.key >= self.prefix, SESSIONS.c.key < self.prefix + "\x7f"]
+        found += [has_label(dialect, name, value) for name, value in (self.labels or {}).items()]
         if self.model is not None:
             found.append(SESSIONS.c.model == self.model)
         if self.active_after is not None:
@@ -106,6 +104,13 @@ class SessionFilter:
         if self.busy is not None:
             found.append(has_work() if self.busy else ~has_work())
         return found
+
+
+def has_label(dialect: str, name: str, value: str) -> ColumnElement[bool]:
+    """Not by ``->>``: SQLite compares its path with the name as JSON escapes it, so that ``é`` is never found."""
+    each = func.json_each if dialect == "sqlite" else func.json_each_text
+    label = each(SESSIONS.c.labels).table_valued("key", "value")
+    return select(label.c.key).where(label.c.key == name, label.c.value == value).exists()
 
 
 def has_work() -> ColumnElement[bool]:
@@ -141,7 +146,7 @@ def columns(table: Table, record: type[Any], but: Sequence[str] = ()) -> list[Co
 def list_sessions(database: Database, wanted: SessionFilter, after: int = 0, limit: int = 100) -> list[SessionRecord]:
     """A page of sessions in the order in which they were made: rows that arrive meanwhile come at the end."""
     with database.reading() as db:
-        page = _sessions().where(*wanted.conditions(), SESSIONS.c.id > after).order_by(SESSIONS.c.id).limit(limit)
+        page = _sessions().where(*wanted.conditions(database.dialect), SESSIONS.c.id > after).order_by(SESSIONS.c.id).limit(limit)
         return [_session(row) for row in db.execute(page)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, case, delete, func, insert, null, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inturn.models.clock import now
@@ -171,6 +171,24 @@ def hold(database: Database, key: str, held: bool) -> None:
     database.transact(change)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompted:
+    """A prompt on its way in; see ``send``."""
+
+    key: str
+    prompt: str
+    session_id: int | None
+    idempotency_key: str | None
+    when_busy: Literal["enqueue", "reject"]
+    options: dict[str, Any]
+    lane: Lane
+    retry_of: int | None
+
+    def session(self) -> ColumnElement[bool]:
+        mine = (SESSIONS.c.key == self.key) & (SESSIONS.c.state == SessionState.ACTIVE)
+        return mine if self.session_id is None else mine & (SESSIONS.c.id == self.session_id)
+
+
 def send(
     database: Database,
     key: str,
@@ -194,71 +212,65 @@ def send(
     Raises:
         SessionNotFoundError, SessionBusyError, IdempotencyConflictError: nothing was stored.
     """
-
-    def accept(db: Connection) -> Sent:
-        mine = (SESSIONS.c.key == key) & (SESSIONS.c.state == SessionState.ACTIVE)
-        if session_id is not None:
-            mine &= SESSIONS.c.id == session_id
-        row = db.execute(
-            update(SESSIONS)
-            .where(mine)
-            .values(next_turn=SESSIONS.c.next_turn + 1, last_activity_at=now())
-            .returning(SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.model, SESSIONS.c.system_turn)
-        ).one_or_none()
-        if row is None:
-            raise SessionNotFoundError(key)
-        number = row.next_turn - 1
-        if when_busy == "reject" and _is_busy(db, row.id):
-            raise SessionBusyError(key)
-        db.execute(
-            insert(TURNS).values(
-                session_id=row.id,
-                number=number,
-                state=TurnState.QUEUED,
-                lane=lane,
-                model=row.model,
-                system_turn=row.system_turn,
-                options=options or {},
-                idempotency_key=idempotency_key,
-                ready_at=now(),
-                attempts=0,
-                ambiguous=0,
-                rescues=0,
-                retry_of=retry_of,
-                created_at=now(),
-            )
-        )
-        _write(db, row.id, number, PROMPT, Role.USER, prompt)
-        return _wake(db, row.id, number, lane)
-
-    if idempotency_key is None:
-        return database.transact(accept)
-
-    def accept_once(db: Connection) -> Sent:
-        sent = _sent_before(db, key, session_id, idempotency_key, prompt)
-        return sent or accept(db)
-
-    return database.transact(accept_once)
+    new = _Prompted(key, prompt, session_id, idempotency_key, when_busy, options or {}, lane, retry_of)
+    return database.transact(lambda db: _sent_before(db, new) or _accept(db, new))
 
 
-def _sent_before(db: Connection, key: str, session_id: int | None, idempotency_key: str, prompt: str) -> Sent | None:
+def _sent_before(db: Connection, new: _Prompted) -> Sent | None:
     """The turn that the idempotency key stands for already. Takes the session's lock, so that two of a kind wait."""
-    mine = (SESSIONS.c.key == key) & (SESSIONS.c.state == SessionState.ACTIVE)
-    if session_id is not None:
-        mine &= SESSIONS.c.id == session_id
-    locked = db.execute(select(SESSIONS.c.id).where(mine).with_for_update(key_share=True)).scalar()
+    if new.idempotency_key is None:
+        return None
+    locked = db.execute(select(SESSIONS.c.id).where(new.session()).with_for_update(key_share=True)).scalar()
     if locked is None:
-        raise SessionNotFoundError(key)
+        raise SessionNotFoundError(new.key)
     row = db.execute(
         select(TURNS.c.number, TURNS.c.lane, MESSAGES.c.content)
         .join(MESSAGES, (MESSAGES.c.session_id == TURNS.c.session_id) & (MESSAGES.c.turn_number == TURNS.c.number))
-        .where(TURNS.c.session_id == locked, TURNS.c.idempotency_key == idempotency_key, MESSAGES.c.position == PROMPT)
+        .where(
+            TURNS.c.session_id == locked,
+            TURNS.c.idempotency_key == new.idempotency_key,
+            MESSAGES.c.position == PROMPT,
+        )
     ).one_or_none()
     if row is None:
         return None
-    if row.content != storable(prompt):
-        raise IdempotencyConflictError(key, idempotency_key)
+    if row.content != storable(new.prompt):
+        raise IdempotencyConflictError(new.key, new.idempotency_key)
     return Sent(locked, row.number, Lane(row.lane), hint=False)
+
+
+def _accept(db: Connection, new: _Prompted) -> Sent:
+    row = db.execute(
+        update(SESSIONS)
+        .where(new.session())
+        .values(next_turn=SESSIONS.c.next_turn + 1, last_activity_at=now())
+        .returning(SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.model, SESSIONS.c.system_turn)
+    ).one_or_none()
+    if row is None:
+        raise SessionNotFoundError(new.key)
+    number = row.next_turn - 1
+    if new.when_busy == "reject" and _is_busy(db, row.id):
+        raise SessionBusyError(new.key)
+    db.execute(
+        insert(TURNS).values(
+            session_id=row.id,
+            number=number,
+            state=TurnState.QUEUED,
+            lane=new.lane,
+            model=row.model,
+            system_turn=row.system_turn,
+            options=new.options,
+            idempotency_key=new.idempotency_key,
+            ready_at=now(),
+            attempts=0,
+            ambiguous=0,
+            rescues=0,
+            retry_of=new.retry_of,
+            created_at=now(),
+        )
+    )
+    _write(db, row.id, number, PROMPT, Role.USER, new.prompt)
+    return _wake(db, row.id, number, new.lane)
 
 
 def _is_busy(db: Connection, session_id: int) -> bool:

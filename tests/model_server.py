@@ -1,0 +1,239 @@
+"""A model server for tests: a real HTTP process that speaks chat completions, and misbehaves on request.
+
+``python -m tests.model_server --port 0 --log FILE`` prints ``{"port": ..., "pid": ...}`` as its first line and writes a
+JSON line to FILE when a call begins and when it ends. It answers ``reply to: <last user message> (seen N messages)``.
+
+What it does instead is said in the last user message itself, so that it travels through the whole product:
+``anything !{"status": 429, "retry_after": 1, "times": 2}``. Directives:
+
+=================  ===================================================================================================
+``latency``        ``[low, high]`` seconds, or a number; ``--latency`` sets it for every call
+``times``          misbehave for the first so many calls of one idempotency key only (default: for all)
+``status``         answer with this status, with ``retry_after`` (as written, or ``{"in": seconds}`` for an HTTP date)
+                   or ``retry_after_ms``; ``say`` chooses the message, ``form`` its shape (``SAYINGS``, ``FORMS``)
+``act``            one of ``ACTS`` in ``model_acts.py``
+=================  ===================================================================================================
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+import uvloop
+from aiohttp import web
+
+from tests.model_acts import ACTS, Exchange, refusal, whole
+
+STOP_SECONDS = 10
+PATH = "/v1/chat/completions"
+
+
+class Model:
+    """What runs in the process.
+
+    Args:
+        log: where calls are written to; None keeps no log.
+        latency: low and high, in seconds, drawn from ``seed``.
+        key: what callers must present; empty takes anybody.
+    """
+
+    def __init__(self, log: Path | None, latency: tuple[float, float], seed: int, key: str) -> None:
+        self._log = log.open("ab", buffering=0) if log else None
+        self._latency = latency
+        self._random = random.Random(seed)
+        self._key = key
+        self._calls = 0
+        self._misbehaved: Counter[str] = Counter()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self._calls += 1
+        number, outcome = self._calls, "client gone"
+        asked = orjson.loads(await request.read())
+        self._note(number, request, asked)
+        try:
+            response = await self._respond(request, asked)
+            outcome = str(response.status)
+            return response
+        finally:
+            self._write({"call": number, "end": time.time(), "outcome": outcome})
+
+    async def _respond(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+        prompt = next((m["content"] for m in reversed(asked["messages"]) if m["role"] == "user"), "")
+        directive = self._directive(request, prompt)
+        if wait := self._draw(directive.get("latency", self._latency)):
+            await asyncio.sleep(wait)
+        presented = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self._key and presented != self._key:
+            directive = {"status": 401, "say": "key"}
+        if "status" in directive:
+            return refusal(directive, presented, prompt)
+        total = len(asked["messages"])
+        exchange = Exchange(request, f"reply to: {prompt} (seen {total} messages)", total)
+        if "act" in directive:
+            return await ACTS[directive["act"]](exchange)
+        return whole(exchange.reply, X_Request_Id=f"req-{self._calls}")
+
+    def _directive(self, request: web.Request, prompt: str) -> dict[str, Any]:
+        _, found, rest = prompt.partition("!{")
+        if not found:
+            return {}
+        directive: dict[str, Any] = json.JSONDecoder().raw_decode("{" + rest)[0]
+        turn = request.headers.get("Idempotency-Key", prompt)
+        self._misbehaved[turn] += 1
+        if self._misbehaved[turn] > directive.get("times", float("inf")):
+            return {"latency": directive.get("latency", self._latency)}
+        return directive
+
+    def _draw(self, latency: Any) -> float:
+        low, high = latency if isinstance(latency, list | tuple) else (latency, latency)
+        return self._random.uniform(low, high)
+
+    def _note(self, number: int, request: web.Request, asked: dict[str, Any]) -> None:
+        if self._log is None:
+            return
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        headers.pop("authorization", None)
+        peer = request.transport.get_extra_info("peername")[1] if request.transport else 0
+        ours = {name: asked.get(name) for name in ("model", "messages")}
+        options = {name: value for name, value in asked.items() if name not in ours}
+        note = {"start": time.time(), "peer": peer, **ours, "options": options, "headers": headers}
+        self._write({"call": number, **note})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(orjson.dumps(line) + b"\n")
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    model = Model(arguments.log, tuple(arguments.latency), arguments.seed, arguments.key)
+    application = web.Application(client_max_size=1024**3)
+    application.router.add_post(PATH, model.handle)
+    runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0)
+    await runner.setup()
+    plug = socket.create_server(("127.0.0.1", arguments.port), backlog=4096)
+    await web.SockSite(runner, plug, backlog=4096).start()
+    print(json.dumps({"port": plug.getsockname()[1], "pid": os.getpid()}), flush=True)
+    try:
+        if arguments.with_parent:
+            await asyncio.to_thread(sys.stdin.read)
+        else:
+            await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.model_server")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--log", type=Path, help="file that calls are appended to")
+    parser.add_argument("--latency", type=float, nargs=2, default=(0.0, 0.0), metavar=("LOW", "HIGH"), help="seconds")
+    parser.add_argument("--seed", type=int, default=0, help="of the latency")
+    parser.add_argument("--key", default="", help="refuse callers who present another one")
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input does")
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(serve(parser.parse_args()))
+
+
+@dataclass
+class Call:
+    """One call, as the server's log tells it; ``end`` is None while it is under way.
+
+    Attributes:
+        start: Unix time in seconds, as is ``end``.
+        peer: the caller's port: one for all calls on one connection.
+        outcome: the status it was answered with, or ``client gone``.
+    """
+
+    number: int
+    start: float
+    peer: int
+    model: str
+    messages: list[dict[str, str]]
+    options: dict[str, Any]
+    headers: dict[str, str]
+    end: float | None = field(default=None)
+    outcome: str | None = field(default=None)
+
+    @property
+    def prompt(self) -> str:
+        return self.messages[-1]["content"]
+
+    @property
+    def key(self) -> str | None:
+        return self.headers.get("idempotency-key")
+
+
+class ModelServer:
+    """The server as a child process that ends with this one, however this one ends."""
+
+    def __init__(self, *, port: int = 0, latency: tuple[float, float] = (0, 0), seed: int = 0, key: str = "") -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="inturn-model-")
+        self._log = Path(self._directory.name) / "calls.jsonl"
+        flags = [f"--port={port}", f"--log={self._log}", f"--seed={seed}", f"--key={key}", "--with-parent"]
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "tests.model_server", *flags, "--latency", *map(str, latency)],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._child.stdout is not None
+        self.port: int = json.loads(self._child.stdout.readline())["port"]
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def calls(self) -> list[Call]:
+        """Every call so far, in the order of their beginning."""
+        calls: dict[int, Call] = {}
+        with contextlib.suppress(FileNotFoundError):
+            # What follows the last line break is being written.
+            for line in self._log.read_bytes().split(b"\n")[:-1]:
+                noted = orjson.loads(line)
+                number = noted.pop("call")
+                if "start" in noted:
+                    calls[number] = Call(number, **noted)
+                else:
+                    calls[number].end, calls[number].outcome = noted["end"], noted["outcome"]
+        return list(calls.values())
+
+    def stop(self) -> None:
+        """Twice is harmless."""
+        for pipe in (self._child.stdin, self._child.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._child.wait(STOP_SECONDS)
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+if __name__ == "__main__":
+    main()
