@@ -12,9 +12,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from inturn.models import migrations
+from inturn.connections import Connections
 from inturn.models.content import checked_context, checked_labels, checked_session_id, storable
-from inturn.models.database import Database
 from inturn.models.errors import (
     ClosedError,
     InvalidInputError,
@@ -28,12 +27,18 @@ from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import SessionFilter
 from inturn.models.store.retention import Removal
 from inturn.models.store.sending import NewSession
-from inturn.records import Message, SessionMetadata, TurnError, checked_cursor, checked_moment, checked_options, retention_rule
+from inturn.records import (
+    Message,
+    SessionMetadata,
+    TurnError,
+    checked_cursor,
+    checked_moment,
+    checked_options,
+    retention_rule,
+)
 from inturn.session import Session, Turn
 from inturn.settings import Settings
-from inturn.waiting import Waiter, alive_workers
-from inturn.workers.app import broker_url, make_app
-from inturn.workers.queues import Hints, connect
+from inturn.waiting import alive_workers
 
 __all__ = ["Client", "Message", "Removal", "Session", "SessionMetadata", "Turn", "TurnError", "WorkerInfo"]
 
@@ -64,7 +69,7 @@ class Client:
         if settings is not None and any(value is not None for value in flags.values()):
             raise InvalidInputError("give Client either settings or home, database_url and broker_url, not both")
         self.settings = settings or Settings.load(**flags)
-        self._line: Line | None = None
+        self._connections: Connections | None = None
         self._stopped = False
         self._connecting = Lock()
 
@@ -75,16 +80,16 @@ class Client:
             DatabaseUnreachableError, SchemaError, StorageError: the database cannot be worked with.
             ClosedError: the client was stopped.
         """
-        _ = self.line
+        _ = self.connections
         return self
 
     def stop(self) -> None:
         """Let go of all connections; what was sent goes on. Twice is harmless."""
         with self._connecting:
             self._stopped = True
-            line, self._line = self._line, None
-        if line is not None:
-            line.close()
+            connections, self._connections = self._connections, None
+        if connections is not None:
+            connections.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -95,15 +100,15 @@ class Client:
         self.stop()
 
     @property
-    def line(self) -> "Line":
-        """What this client is connected to; connects if need be. For the handles. Raises: ClosedError."""
-        line = self._line
-        if line is None:
+    def connections(self) -> Connections:
+        """What this client is connected with; connects if need be. For the handles. Raises: ClosedError."""
+        connections = self._connections
+        if connections is None:
             with self._connecting:
                 if self._stopped:
                     raise ClosedError("this client was stopped: make a new one")
-                line = self._line = self._line or Line(self.settings)
-        return line
+                connections = self._connections = self._connections or Connections(self.settings)
+        return connections
 
     def create_session(
         self,
@@ -142,7 +147,7 @@ class Client:
             retention=kind,
             retention_seconds=seconds,
         )
-        return Session(self, key, sending.create_session(self.line.database, new))
+        return Session(self, key, sending.create_session(self.connections.database, new))
 
     def get_or_create_session(self, session_id: str, **how: Any) -> "Session":
         """Resume the session, or make it as ``create_session`` would; what exists is not changed."""
@@ -169,7 +174,16 @@ class Client:
         key = checked_session_id(session_id)
         checked = self._checked_model(model) if model is not None else None
         said = storable(system_message) if system_message is not None else None
-        return Session(self, key, sending.resume_session(self.line.database, key, checked, said))
+        return Session(self, key, sending.resume_session(self.connections.database, key, checked, said))
+
+    def get_session(self, session_id: str) -> Session:
+        """A handle for reading and sending, without taking the session up: looking at one does not put off its removal.
+
+        Raises:
+            SessionNotFoundError: there is none of that ID.
+        """
+        key = checked_session_id(session_id)
+        return Session(self, key, reading.get_session(self.connections.database, key).id)
 
     def list_sessions(
         self,
@@ -189,7 +203,7 @@ class Client:
             after: the ``cursor`` of the last one seen.
             limit: how many at most; default: all.
         """
-        _ = self.line
+        _ = self.connections
         wanted = SessionFilter(
             prefix=storable(prefix) if prefix else None,
             labels=checked_labels(labels),
@@ -204,7 +218,7 @@ class Client:
         left = limit
         while left is None or left > 0:
             size = PAGE if left is None else min(PAGE, left)
-            page = reading.list_sessions(self.line.database, wanted, after, size)
+            page = reading.list_sessions(self.connections.database, wanted, after, size)
             yield from map(SessionMetadata.of, page)
             if len(page) < size:
                 return
@@ -213,13 +227,13 @@ class Client:
     def get_session_metadata(self, session_id: str) -> SessionMetadata | None:
         """The session without its messages; None if there is none of that ID."""
         try:
-            return SessionMetadata.of(reading.get_session(self.line.database, checked_session_id(session_id)))
+            return SessionMetadata.of(reading.get_session(self.connections.database, checked_session_id(session_id)))
         except SessionNotFoundError:
             return None
 
     def get_last_session_id(self) -> str | None:
         """The session that was last created, resumed or sent to; None if there is none."""
-        return reading.last_session_key(self.line.database)
+        return reading.last_session_key(self.connections.database)
 
     def delete_session(self, session_id: str, *, missing_ok: bool = False) -> None:
         """Remove a session and everything in it, for good, whatever it is doing.
@@ -228,30 +242,30 @@ class Client:
             SessionNotFoundError: there is none of that ID, unless ``missing_ok``.
         """
         try:
-            retention.remove(self.line.database, checked_session_id(session_id))
+            retention.remove(self.connections.database, checked_session_id(session_id))
         except SessionNotFoundError:
             if not missing_ok:
                 raise
 
     def hold_session(self, session_id: str) -> None:
         """Exempt a session from retention. Raises: SessionNotFoundError."""
-        sending.hold(self.line.database, checked_session_id(session_id), held=True)
+        sending.hold(self.connections.database, checked_session_id(session_id), held=True)
 
     def release_session(self, session_id: str) -> None:
         """Let retention apply to a held session again. Raises: SessionNotFoundError."""
-        sending.hold(self.line.database, checked_session_id(session_id), held=False)
+        sending.hold(self.connections.database, checked_session_id(session_id), held=False)
 
     def get_turn(self, turn_id: str) -> "Turn":
         """A turn by its ID, from any process. Raises: TurnNotFoundError."""
         session, _, number = turn_id.partition(".")
         if not (session.isdecimal() and number.isdecimal() and len(session) < 19 and len(number) < 10):
             raise TurnNotFoundError(turn_id)
-        return Turn(self, reading.get_turn(self.line.database, int(session), int(number)))
+        return Turn(self, reading.get_turn(self.connections.database, int(session), int(number)))
 
     def cleanup(self, *, dry_run: bool = False) -> list[Removal]:
         """Remove now what the retention policy says; with ``dry_run``, only list it."""
         idle = self.settings.retention_days * DAY_SECONDS
-        database, found, after = self.line.database, list[Removal](), 0
+        database, found, after = self.connections.database, list[Removal](), 0
         if dry_run:
             while page := retention.list_expired(database, idle, after, PAGE):
                 after = page[-1][0]
@@ -263,7 +277,7 @@ class Client:
 
     def list_workers(self) -> list[WorkerInfo]:
         """The processes that have shown themselves, workers and beats; ``alive`` says whether lately."""
-        return alive_workers(self.line.database, self.settings)
+        return alive_workers(self.connections.database, self.settings)
 
     def _checked_model(self, model: str) -> str:
         known = self.settings.available_providers
@@ -271,25 +285,3 @@ class Client:
         if not (slash and name) or provider not in known or len(model) > 200 or storable(model) != model:
             raise UnknownModelError(model, sorted(known))
         return model
-
-
-class Line:
-    """What a started client is connected to."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.database = Database(settings.effective_database_url)
-        try:
-            migrations.prepare(self.database)
-        except BaseException:
-            self.database.close()
-            raise
-        self.broker = connect(broker_url(settings))
-        self.app = make_app(settings, producer=True)
-        self.hints = Hints(self.app)
-        self.waiter = Waiter(self.database, settings, self.broker, self.hints)
-
-    def close(self) -> None:
-        self.waiter.close()
-        self.app.close()
-        self.broker.close()
-        self.database.close()

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
+from inturn.connections import Connected, Connections
 from inturn.models.content import checked_prompt, storable
 from inturn.models.errors import (
     ClosedError,
@@ -21,9 +22,6 @@ from inturn.records import Message, SessionMetadata, TurnError, checked_message_
 from inturn.waiting import in_seconds
 from inturn.workers.events import ring_cancel
 
-if TYPE_CHECKING:
-    from inturn.client import Client, Line
-
 PAGE = 100
 
 Timeout = float | timedelta | None
@@ -33,7 +31,7 @@ WhenBusy = Literal["enqueue", "reject"]
 class Session:
     """A handle on a session. Letting go of it changes nothing that is stored."""
 
-    def __init__(self, client: "Client", session_id: str, surrogate: int) -> None:
+    def __init__(self, client: Connected, session_id: str, surrogate: int) -> None:
         self.session_id = session_id
         self._client = client
         self._surrogate = surrogate
@@ -43,12 +41,12 @@ class Session:
         return f"<Session {self.session_id}>"
 
     @property
-    def _line(self) -> "Line":
+    def _connections(self) -> Connections:
         if self._closed:
             raise ClosedError(
                 f"this handle on session {self.session_id!r} was let go: resume the session for a new one"
             )
-        return self._client.line
+        return self._client.connections
 
     def send(
         self,
@@ -73,13 +71,13 @@ class Session:
         return self._send(prompt, idempotency_key=idempotency_key, when_busy=when_busy, options=options)
 
     def _send(self, prompt: str, retry_of: int | None = None, **how: Any) -> "Turn":
-        line, key = self._line, how.get("idempotency_key")
+        connections, key = self._connections, how.get("idempotency_key")
         if how.get("when_busy", "enqueue") not in ("enqueue", "reject"):
             raise InvalidInputError(f"when_busy is {how['when_busy']!r}: it is 'enqueue' or 'reject'")
         if key is not None and not (isinstance(key, str) and 0 < len(key) <= 200 and storable(key) == key):
             raise InvalidInputError(f"idempotency key {key!r:.100} is refused: use 1 to 200 characters")
         sent = sending.send(
-            line.database,
+            connections.database,
             self.session_id,
             checked_prompt(prompt),
             session_id=self._surrogate,
@@ -87,8 +85,8 @@ class Session:
             **(how | {"options": checked_options(how.get("options"))}),
         )
         if sent.hint:
-            line.hints.publish(sent, self.session_id)
-        return Turn(self._client, reading.get_turn(line.database, sent.session_id, sent.number))
+            connections.hints.publish(sent, self.session_id)
+        return Turn(self._client, reading.get_turn(connections.database, sent.session_id, sent.number))
 
     def send_and_wait(
         self,
@@ -109,14 +107,14 @@ class Session:
             after: the ``id`` of the last message seen.
             limit: how many at most; default: all.
         """
-        _ = self._line
+        _ = self._connections
         return self._pages(checked_message_id(after, self._surrogate), limit)
 
     def _pages(self, after: tuple[int, int], limit: int | None) -> Iterator[Message]:
         left = limit
         while left is None or left > 0:
             size = PAGE if left is None else min(PAGE, left)
-            page = reading.list_messages(self._line.database, self._surrogate, after, size)
+            page = reading.list_messages(self._connections.database, self._surrogate, after, size)
             yield from map(Message.of, page)
             if len(page) < size:
                 return
@@ -126,18 +124,18 @@ class Session:
         """The session's turns by number, page by page."""
         if state is not None and state not in set(TurnState):
             raise InvalidInputError(f"{state!r:.100} is no state of a turn: there are {', '.join(TurnState)}")
-        _ = self._line
+        _ = self._connections
         return self._turns(None if state is None else TurnState(state))
 
     def _turns(self, wanted: TurnState | None) -> Iterator["Turn"]:
         after = 0
-        while page := reading.list_turns(self._line.database, self._surrogate, wanted, after, PAGE):
+        while page := reading.list_turns(self._connections.database, self._surrogate, wanted, after, PAGE):
             after = page[-1].number
             yield from (Turn(self._client, row) for row in page)
 
     def metadata(self) -> SessionMetadata:
         """The session without its messages, as it is now. Raises: SessionNotFoundError."""
-        row = reading.get_session(self._line.database, self.session_id)
+        row = reading.get_session(self._connections.database, self.session_id)
         if row.id != self._surrogate:
             raise SessionNotFoundError(self.session_id)
         return SessionMetadata.of(row)
@@ -160,7 +158,7 @@ class Session:
 class Turn:
     """A handle on a turn, with what was known of it when it was last looked at (``refresh``)."""
 
-    def __init__(self, client: "Client", row: TurnRecord) -> None:
+    def __init__(self, client: Connected, row: TurnRecord) -> None:
         self._client = client
         self._row = row
 
@@ -225,7 +223,7 @@ class Turn:
 
     def refresh(self) -> Self:
         """Look again. Raises: TurnNotFoundError when its session was deleted."""
-        self._row = reading.get_turn(self._client.line.database, self._row.session_id, self._row.number)
+        self._row = reading.get_turn(self._client.connections.database, self._row.session_id, self._row.number)
         return self
 
     def wait(self, timeout: Timeout = None) -> Message:
@@ -241,8 +239,8 @@ class Turn:
             NoWorkerError: nobody is alive to reply; the turn stays stored.
         """
         seconds = in_seconds(timeout)
-        line = self._client.line
-        if line.waiter.until_final(self._row.session_id, self._row.number, seconds) is None:
+        connections = self._client.connections
+        if connections.waiter.until_final(self._row.session_id, self._row.number, seconds) is None:
             raise SendTimeoutError(self, seconds or 0.0)
         self.refresh()
         if self.state is TurnState.FAILED:
@@ -250,7 +248,7 @@ class Turn:
             raise TurnFailedError(
                 self.id, row.error_type or "", row.error_message or "", row.error_status, bool(row.error_retryable)
             )
-        reply = reading.get_reply(line.database, self._row.session_id, self._row.number)
+        reply = reading.get_reply(connections.database, self._row.session_id, self._row.number)
         if reply is None:
             raise TurnCancelledError(self.id)
         return Message.of(reply)
@@ -261,12 +259,12 @@ class Turn:
 
         Returns: False if the turn was final already.
         """
-        line = self._client.line
-        found, ready = sending.cancel(line.database, self._row.session_id, self._row.number)
+        connections = self._client.connections
+        found, ready = sending.cancel(connections.database, self._row.session_id, self._row.number)
         if found is TurnState.RUNNING:
-            ring_cancel(line.broker)
+            ring_cancel(connections.broker)
         if ready is not None:
-            line.hints.publish(ready, self.session_id)
+            connections.hints.publish(ready, self.session_id)
         self.refresh()
         return found in (TurnState.QUEUED, TurnState.RUNNING)
 

@@ -55,15 +55,14 @@ class Waiter:
             ClosedError: the client was stopped meanwhile.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        state = self._state(session_id, number)
+        if state in FINAL:
+            return state
         self._hold_stack()
         nobody = Nobody(lambda: alive_workers(self._database, self._settings))
         with Bell(self._broker, replies(session_id)) as bell:
             while not self._closed:
-                with self._database.reading() as db:
-                    state = reading.outcome(db, session_id, number)
-                if state is None:
-                    raise TurnNotFoundError(f"{session_id}.{number}")
-                if state in FINAL:
+                if (state := self._state(session_id, number)) in FINAL:
                     return state
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -71,6 +70,13 @@ class Waiter:
                 nobody.check()
                 bell.wait(left)
         raise ClosedError("this client was stopped: the turn goes on, and another client can wait for it")
+
+    def _state(self, session_id: int, number: int) -> TurnState:
+        with self._database.reading() as db:
+            state = reading.outcome(db, session_id, number)
+        if state is None:
+            raise TurnNotFoundError(f"{session_id}.{number}")
+        return state
 
     def _hold_stack(self) -> None:
         if not self._settings.is_embedded or self._stack is not None:

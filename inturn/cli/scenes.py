@@ -74,9 +74,10 @@ def play(stage: Stage) -> None:
 
 
 def set_up(stage: Stage) -> None:
-    stage.start()
     settings = Settings.load()
-    check(settings.is_embedded, "embedded", "SQLite and Valkey in that directory", "the demo is not in its own home")
+    if not settings.is_embedded:
+        raise CheckFailedError("it would not run on a database of its own: see `inturn config show`")
+    stage.start()
     model = settings.effective_default_model
     if model.startswith("echo/"):
         say("No model is configured, so a stand-in answers: it repeats what is said, and remembers.")
@@ -171,30 +172,38 @@ def send_all(
 ) -> int:
     """Ask every session every question and wait for all replies; returns how many prompts were accepted.
 
+    Args:
+        look: is told from time to time how many are answered.
+
     Raises:
         CheckFailedError: They do not come.
     """
-    total, sent = len(crowd) * len(questions), 0
+    sent, total = 0, len(crowd) * len(questions)
     with render.progress("answered", total) as bar:
 
-        def answered() -> int:
-            done = answered_of(stage, questions)
-            bar.update(done)
-            look(done)
-            return done
+        def look_again() -> int:
+            answered = int(stage.query(TURNS, *about(questions))[0][1])
+            bar.update(answered)
+            look(answered)
+            return answered
 
         for question in questions:
             for session in crowd:
                 session.send(f"question {question}", options=options)
                 sent += 1
                 if sent % SENDS_PER_LOOK == 0:
-                    answered()
+                    look_again()
         deadline = time.monotonic() + ANSWERED_SECONDS
-        while (done := answered()) < sent:
+        while (answered := look_again()) < sent:
             if time.monotonic() > deadline:
-                raise CheckFailedError(f"{done} of {sent} prompts were answered within {ANSWERED_SECONDS:g} s")
+                raise CheckFailedError(f"{answered} of {sent} prompts were answered within {ANSWERED_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
     return sent
+
+
+def about(questions: range) -> tuple[str, int, int]:
+    """What the SQL above is asked about."""
+    return CROWD_LIKE, questions.start, questions.stop - 1
 
 
 @dataclass(frozen=True)
@@ -215,8 +224,7 @@ class Figures:
 
     @classmethod
     def of(cls, stage: Stage, questions: range) -> "Figures":
-        about = (CROWD_LIKE, questions.start, questions.stop - 1)
-        return cls(*(value for sql in (TURNS, REPLIES, CALLS) for value in stage.query(sql, *about)[0]))
+        return cls(*(value for sql in (TURNS, REPLIES, CALLS) for value in stage.query(sql, *about(questions))[0]))
 
 
 class Killer:

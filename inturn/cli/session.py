@@ -8,26 +8,11 @@ from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.records import message_record, session_record
 from inturn.cli.values import json_pair, moment, pair, retention_rule
-from inturn.models.errors import SessionNotFoundError
 
 if TYPE_CHECKING:
-    from inturn.client import Client, Session, SessionMetadata
+    pass
 
 SPEAKERS = {"user.message": "you", "assistant.message": "assistant", "system.message": "system"}
-
-
-def looked_up(client: "Client", session_id: str) -> "tuple[Session, SessionMetadata]":
-    """A session that is not resumed: looking at one is no use of it, and must not put off its removal.
-
-    Raises:
-        SessionNotFoundError: There is none of that ID.
-    """
-    from inturn.client import Session
-
-    metadata = client.get_session_metadata(session_id)
-    if metadata is None:
-        raise SessionNotFoundError(session_id)
-    return Session(client, metadata.session_id, int(metadata.cursor)), metadata
 
 
 @click.group()
@@ -89,7 +74,8 @@ def list_(invocation: Invocation, /, as_json: bool, limit: int | None, **filters
 def show(invocation: Invocation, session_id: str, count: int | None, as_json: bool) -> None:
     """Show a session with its messages."""
     with invocation.client() as client:
-        found, metadata = looked_up(client, session_id)
+        found = client.get_session(session_id)
+        metadata = found.metadata()
         record, messages = session_record(metadata), found.get_messages(limit=count)
         if as_json:
             render.json_line(record | {"history": [message_record(message) for message in messages]})
@@ -106,7 +92,7 @@ def show(invocation: Invocation, session_id: str, count: int | None, as_json: bo
 def delete(invocation: Invocation, session_id: str, yes: bool) -> None:
     """Delete a session with everything in it, for good."""
     with invocation.client() as client:
-        _, metadata = looked_up(client, session_id)
+        metadata = client.get_session(session_id).metadata()
         if not yes and not render.ask(f"Delete session {session_id} with its {metadata.messages} messages for good?"):
             raise click.Abort
         client.delete_session(session_id)

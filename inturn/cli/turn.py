@@ -7,7 +7,6 @@ import click
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.records import turn_record
-from inturn.cli.session import looked_up
 from inturn.models.states import TurnState
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def list_(invocation: Invocation, session_id: str, state: str | None, as_json: b
     """List the turns of a session."""
     wanted = TurnState(state) if state else None
     with invocation.client() as client:
-        turns = looked_up(client, session_id)[0].get_turns(state=wanted)
+        turns = client.get_session(session_id).get_turns(state=wanted)
         if as_json:
             for one in turns:
                 render.json_line(turn_record(one))
@@ -66,7 +65,7 @@ def show(invocation: Invocation, turn_id: str, as_json: bool) -> None:
 
 def reply_to(client: "Client", found: "Turn") -> str | None:
     """The reply, if it is there. Waiting for it would start a worker, and looking needs none."""
-    opened, _ = looked_up(client, found.session_id)
+    opened = client.get_session(found.session_id)
     behind_the_prompt = opened.get_messages(after=f"{found.id}.{PROMPT_POSITION}", limit=1)
     return next((one.data.content for one in behind_the_prompt if one.turn == found.number), None)
 

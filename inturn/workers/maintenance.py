@@ -10,10 +10,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from importlib.metadata import version
 
 from sqlalchemy import Connection
 
+from inturn import __version__
 from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.states import Lane, ProcessKind
@@ -44,7 +44,7 @@ def describe_process(kind: ProcessKind, lanes: Iterable[str], concurrency: int) 
         pid=mine.pid,
         lanes=",".join(lanes),
         concurrency=concurrency,
-        version=version("inturn"),
+        version=__version__,
     )
 
 

@@ -382,7 +382,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
             culprit = jobs.get(current, current) if current else "a callback"
             frame = sys._current_frames().get(self._thread.ident or 0)
             place = frame and f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            logger.warning("%s holds up all other tasks: for a second it has not awaited, at %s", culprit, place)
+            logger.warning(
+                "the tasks' loop has not come round for over a second: %s holds it up, at %s", culprit, place
+            )
 
 
 def stop_worker(order: SystemExit) -> None:

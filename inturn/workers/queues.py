@@ -77,7 +77,9 @@ class Hints:
         except (OperationalError, redis.RedisError, OSError) as error:
             self.failed += 1
             now = time.monotonic()
-            self._closed_until = now + (BREAKER_SECONDS if now - began > BROKER_TIMEOUT_SECONDS / 2 else REFUSED_SECONDS)
+            self._closed_until = now + (
+                BREAKER_SECONDS if now - began > BROKER_TIMEOUT_SECONDS / 2 else REFUSED_SECONDS
+            )
             logger.warning(
                 "action=hint_failed session=%s reason=%r: workers will find it by themselves", key, str(error)
             )

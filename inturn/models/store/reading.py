@@ -146,7 +146,12 @@ def columns(table: Table, record: type[Any], but: Sequence[str] = ()) -> list[Co
 def list_sessions(database: Database, wanted: SessionFilter, after: int = 0, limit: int = 100) -> list[SessionRecord]:
     """A page of sessions in the order in which they were made: rows that arrive meanwhile come at the end."""
     with database.reading() as db:
-        page = _sessions().where(*wanted.conditions(database.dialect), SESSIONS.c.id > after).order_by(SESSIONS.c.id).limit(limit)
+        page = (
+            _sessions()
+            .where(*wanted.conditions(database.dialect), SESSIONS.c.id > after)
+            .order_by(SESSIONS.c.id)
+            .limit(limit)
+        )
         return [_session(row) for row in db.execute(page)]
 
 
