@@ -88,6 +88,13 @@ class SessionRow(Row, table=True):
         CheckConstraint("(retention = 'idle') = (retention_seconds IS NOT NULL)", name="retention_has_its_time"),
         CheckConstraint("next_turn >= 1", name="next_turn_counts_up"),
         Index(None, "last_activity_at"),
+        # The sweep asks for these all the time, and nearly always there are none.
+        Index(
+            "ix_sessions_deleting",
+            "id",
+            postgresql_where=text("state = 'deleting'"),
+            sqlite_where=text("state = 'deleting'"),
+        ),
         {"sqlite_autoincrement": True},
     )
 

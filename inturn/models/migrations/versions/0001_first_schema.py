@@ -28,6 +28,7 @@ WHEN (OLD.finished_at IS NOT NULL AND NEW.state <> OLD.state) EXECUTE FUNCTION i
 def upgrade() -> None:
     removals()
     sessions()
+    sessions_indexes()
     ticks()
     worker_processes()
     attempts()
@@ -90,6 +91,17 @@ def sessions() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
         sa.UniqueConstraint("key", name=op.f("uq_sessions_key")),
         sqlite_autoincrement=True,
+    )
+
+
+def sessions_indexes() -> None:
+    op.create_index(
+        "ix_sessions_deleting",
+        "sessions",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'deleting'"),
+        sqlite_where=sa.text("state = 'deleting'"),
     )
     op.create_index(op.f("ix_sessions_last_activity_at"), "sessions", ["last_activity_at"], unique=False)
 
