@@ -7,9 +7,8 @@ back with what came of it: a value, an error, or a cancellation.
 Two threads. Celery's **hub thread** owns requests, channels and events, none of which is thread-safe, so Celery is
 told everything there. The **loop thread** runs the tasks. Work goes in by ``call_soon_threadsafe``; news come out by
 a deque, and a pipe that the hub watches. (Not by ``hub.call_soon``: its lock may be held by the very hub thread that
-a signal handler has interrupted to wait for us.) Where the broker's transport has no hub, the
-loop thread tells Celery itself, under a lock: every task waits for as long as an acknowledgement takes, but such
-transports are for trying things out, and a third thread for them would be one more to stop in order.
+a signal handler has interrupted to wait for us.) Where the broker's transport has no hub, the loop thread tells Celery
+itself, under a lock: tasks then wait for acknowledgements, but such transports are for trying things out.
 
 What this pool cannot do: go on while a body neither awaits nor returns (it names that task after about a second), kill
 what refuses to be cancelled, restart, or renew itself after a number of tasks: there is no child process to replace.
@@ -134,11 +133,11 @@ class Job:
                 self.notify("error_callback", ExceptionInfo())
 
     def begin(self) -> None:
-        if self.terminated is not None or self.is_settled:
+        if self.terminated is None and not self.is_settled:
+            self.asyncio_task = self.pool.loop.create_task(self._drive())
+            self.asyncio_task.add_done_callback(self._on_done)
+        else:
             self.pool.job_ended(self)
-            return
-        self.asyncio_task = self.pool.loop.create_task(self._drive())
-        self.asyncio_task.add_done_callback(self._on_done)
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled():  # before its first step
@@ -156,19 +155,19 @@ class Job:
         try:
             passed = body.switch(*self.args)
             while body:
-                value = failure = None
+                value = error = None
                 try:
                     value = await passed
-                except BaseException as error:  # noqa: BLE001 - the body decides
+                except BaseException as caught:  # noqa: BLE001 - the body decides
                     # Without our frame: Celery clears the frames of a failed body's traceback, and before Python 3.13
                     # that closes suspended coroutines: this one, when waiters of one future share its error.
-                    failure = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+                    error = caught.with_traceback(caught.__traceback__ and caught.__traceback__.tb_next)
                 if self.is_soft_limit_hit:
-                    failure = self._soft_limit_error() or failure
-                passed = body.throw(type(failure), failure, failure.__traceback__) if failure else body.switch(value)
+                    error = self._soft_limit_error() or error
+                passed = body.switch(value) if error is None else body.throw(type(error), error, error.__traceback__)
             self.result = passed
-        except BaseException as error:  # noqa: BLE001 - the hub thread tells Celery of all of them
-            self.failure = error
+        except BaseException as caught:  # noqa: BLE001 - the hub thread tells Celery of all of them
+            self.failure = caught
 
     def cancel(self) -> bool:
         return self.asyncio_task is not None and self.asyncio_task.cancel()
@@ -202,7 +201,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
     # Celery keeps requests back while all slots are taken, looks again whether they were revoked, and drops them with
     # a lost connection, since they come again: better than a queue in here.
     uses_semaphore = True
-    body_can_be_buffer = True
     signal_safe = False  # stopping waits for another thread, which a signal handler should not
     is_green = False  # nothing is monkey-patched: the hub thread is a plain one
     task_join_will_block = True  # result.get() in a body would hold up all of them, so Celery is to refuse it
