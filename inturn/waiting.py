@@ -4,9 +4,10 @@ reply.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from threading import Lock
+from threading import Condition, Lock
 
 import redis
 
@@ -15,7 +16,7 @@ from inturn.models.errors import ClosedError, NoWorkerError, TurnNotFoundError
 from inturn.models.states import FINAL, ProcessKind, TurnState
 from inturn.models.store import presence, reading
 from inturn.settings import Settings
-from inturn.workers.events import Bell
+from inturn.workers.events import FALLBACK_SECONDS, Bell
 from inturn.workers.queues import Hints, replies
 from inturn.workers.stack import StackUse, ensure_stack
 
@@ -45,6 +46,8 @@ class Waiter:
         self._stack: StackUse | None = None
         self._starting = Lock()
         self._closed = False
+        self._waits = 0
+        self._one_left = Condition()
 
     def until_final(self, session_id: int, number: int, timeout: float | None) -> TurnState | None:
         """Wait until the turn is final; None when ``timeout`` seconds have passed before.
@@ -55,9 +58,11 @@ class Waiter:
             ClosedError: the client was stopped meanwhile.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        state = self._state(session_id, number)
-        if state in FINAL:
-            return state
+        with self._counted():
+            state = self._state(session_id, number)
+            return state if state in FINAL else self._await(session_id, number, deadline)
+
+    def _await(self, session_id: int, number: int, deadline: float | None) -> TurnState | None:
         self._hold_stack()
         nobody = Nobody(lambda: alive_workers(self._database, self._settings))
         with Bell(self._broker, replies(session_id)) as bell:
@@ -69,7 +74,20 @@ class Waiter:
                     return None
                 nobody.check()
                 bell.wait(left)
-        raise ClosedError("this client was stopped: the turn goes on, and another client can wait for it")
+        raise stopped()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._one_left:
+            if self._closed:
+                raise stopped()
+            self._waits += 1
+        try:
+            yield
+        finally:
+            with self._one_left:
+                self._waits -= 1
+                self._one_left.notify_all()
 
     def _state(self, session_id: int, number: int) -> TurnState:
         with self._database.reading() as db:
@@ -87,11 +105,18 @@ class Waiter:
                 self._hints.retry_now()
 
     def close(self) -> None:
-        self._closed = True
+        """Returns when threads that wait have noticed it: until then they use the client's connections."""
+        with self._one_left:
+            self._closed = True
+            self._one_left.wait_for(lambda: not self._waits, 2 * FALLBACK_SECONDS)
         with self._starting:
             if self._stack is not None:
                 self._stack.close()
                 self._stack = None
+
+
+def stopped() -> ClosedError:
+    return ClosedError("this client was stopped: the turn goes on, and another client can wait for it")
 
 
 class Nobody:

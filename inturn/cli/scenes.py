@@ -1,9 +1,12 @@
 """The scenes of ``inturn demo``. Its figures are counted in the database, by SQL that does not go through inturn."""
 
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from inturn.cli import render
 from inturn.cli.stage import CheckFailedError, Stage, check, say
@@ -15,9 +18,9 @@ CONVERSATION = "user-123-conversation"
 CROWD = [f"user-{number}-support" for number in range(201, 301)]
 CROWD_LIKE = "user-%-support"
 CALM_QUESTIONS, LATE_QUESTIONS = range(1, 6), range(6, 8)
-CALM, SLOW = {"latency": [0.05, 0.3]}, {"latency": [0.3, 0.9]}
+CALM, SLOW = {"latency": [0.05, 0.3]}, {"latency": [0.5, 1.5]}
 """Seconds that the stand-in takes; in the second case long enough for a worker to have calls in hand when it dies."""
-IN_HAND = 5
+IN_HAND = 4
 ANSWERED_SECONDS = 120.0
 POLL_SECONDS = 0.1
 SENDS_PER_LOOK = 20
@@ -56,6 +59,8 @@ def play(stage: Stage) -> None:
         f"It runs in {stage.home} and touches nothing else. What stands behind $ and >>> really runs; "
         "to type it yourself, begin with"
     )
+    if shutil.which("inturn") is None:
+        render.data(f"$ export PATH={Path(sys.executable).parent}:$PATH")
     render.data(f"$ export INTURN_HOME={stage.home}")
     scenes: list[tuple[str, Callable[[Stage], None]]] = [
         ("one command, and nothing to set up", set_up),
@@ -125,7 +130,7 @@ def ask_the_crowd(stage: Stage) -> None:
 
 def kill_a_worker(stage: Stage) -> None:
     render.data(
-        '>>> latency = {"latency": [0.3, 0.9]}  # slower, to have calls in hand\n'
+        '>>> latency = {"latency": [0.5, 1.5]}  # slower, to have calls in hand\n'
         '>>> crowd = [client.resume_session(f"user-{n}-support")\n'
         "...          for n in range(201, 301)]\n"
         ">>> for question in range(6, 8):\n"

@@ -62,6 +62,8 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             raise SystemExit(1) from error
         if self.database.dialect == "sqlite" and has_wal_reset_bug():
             logger.warning("action=sqlite_outdated: `inturn doctor` says why a newer SQLite, or PostgreSQL, is safer")
+        # A line for every call, at INFO: a tenth of what a turn costs, and the addresses are nobody's business.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         self.pool: TaskPool = worker.pool
         lanes = [name for name in worker.app.amqp.queues.consume_from if name in set(Lane)]
         self.process = describe_process(ProcessKind.WORKER, lanes, worker.concurrency)

@@ -15,9 +15,10 @@ NOW_ = NOW["sqlite"]
 LISTED = "(SELECT value FROM json_each(:sessions))"
 LOWEST = "FROM turns WHERE session_id = leases.session_id AND state = 'queued' ORDER BY number LIMIT 1"
 
+# The plus signs keep the index of what is ready out of it: there may be a hundred thousand of those, and few are named.
 NAMED = text(f"""
 SELECT session_id FROM leases
-WHERE session_id IN {LISTED} AND lane = :lane AND owner IS NULL AND ready_at <= {NOW_}
+WHERE session_id IN {LISTED} AND +lane = :lane AND owner IS NULL AND +ready_at <= {NOW_}
 """)
 
 LANED = text(f"""
@@ -73,9 +74,10 @@ UPDATE leases SET owner = NULL, expires_at = NULL, ready_at = (SELECT ready_at {
 WHERE session_id IN {LISTED} AND owner = :owner
 """)
 
+# CROSS JOIN keeps the order: SQLite would rather find all leases of the owner, and read the list again for each.
 HELD = text("""
 SELECT l.session_id FROM json_each(:items) AS i
-JOIN leases AS l ON l.session_id = i.value ->> 'session_id'
+CROSS JOIN leases AS l ON l.session_id = i.value ->> 'session_id'
 WHERE l.token = i.value ->> 'token' AND l.owner = :owner
 """)
 
