@@ -1,0 +1,155 @@
+"""``python -m ops.bench``: the table of what a turn costs, beside bare loops that promise nothing."""
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from ops.bench.bare_subject import BareLoop
+from ops.bench.circumstances import describe
+from ops.bench.databases import Databases, PostgreSQLDatabases, SQLiteFiles
+from ops.bench.inturn_subject import Inturn
+from ops.bench.model_server import model_server
+from ops.bench.processes import ChildFailedError
+from ops.bench.rows import GROUPS, Row, as_json
+from ops.bench.runs import Contest, contend, say
+from ops.bench.startup import help_row
+from ops.bench.table import render
+from ops.bench.workload import Load
+from tests.server_process import ServerUnavailableError
+from tests.servers import PostgresServer, RedisServer
+
+DATABASES = ("postgresql", "sqlite")
+BASELINES = {
+    "postgresql": {
+        "bare loop, SQLAlchemy + asyncpg": "sqlalchemy_asyncpg:SQLAlchemyAsyncpg",
+        "bare loop, raw asyncpg": "raw_asyncpg:RawAsyncpg",
+    },
+    "sqlite": {"bare loop, SQLAlchemy + sqlite3 in a thread": "sqlalchemy_sqlite:SQLAlchemySQLite"},
+}
+
+
+def listed(text: str, known: Sequence[str]) -> list[str]:
+    """Names out of a comma separated list; all that are known when it is empty.
+
+    Raises:
+        argparse.ArgumentTypeError: one of them is unknown.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+    return names or list(known)
+
+
+def rows_option(text: str) -> list[str]:
+    return listed(text, GROUPS)
+
+
+def databases_option(text: str) -> list[str]:
+    return listed(text, DATABASES)
+
+
+def counts(text: str) -> list[int]:
+    """Positive numbers out of a comma separated list.
+
+    Raises:
+        argparse.ArgumentTypeError: something else is in it.
+    """
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers") from None
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: at least one turn is in flight")
+    return numbers
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ops.bench", description=__doc__)
+    parser.add_argument(
+        "--rows", type=rows_option, default=list(GROUPS), help=f"out of {','.join(GROUPS)}; default all"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    parser.add_argument("--seconds", type=float, default=5, help="measured in each run; default 5")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each subject and load; default 3")
+    parser.add_argument("--in-flight", type=counts, default=[200, 1000], help="default 200,1000")
+    parser.add_argument("--databases", type=databases_option, default=list(DATABASES), help="default both")
+    parser.add_argument("--seed", type=int, default=1, help="of the model's latency; default 1")
+    return parser.parse_args(words)
+
+
+@contextmanager
+def databases_of(kind: str, directory: Path) -> Iterator[Databases]:
+    if kind == "sqlite":
+        yield SQLiteFiles(directory)
+        return
+    server = PostgresServer()
+    try:
+        yield PostgreSQLDatabases(server)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def broker_running() -> Iterator[RedisServer]:
+    broker = RedisServer()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+def throughput_rows(arguments: argparse.Namespace, directory: Path, failures: list[str]) -> Iterator[Row]:
+    """Run all loads on all databases, beside one model server."""
+    with model_server(arguments.seed) as model, broker_running() as broker:
+        for kind in arguments.databases:
+            with databases_of(kind, directory) as databases:
+                baselines = [BareLoop(name, store, databases, model) for name, store in BASELINES[kind].items()]
+                contest = Contest(Inturn(databases, broker, model, directory), baselines)
+                for in_flight in arguments.in_flight:
+                    load = Load(in_flight, arguments.seconds)
+                    yield from contend(contest, load, arguments.repeat, arguments.rows, failures)
+
+
+def measure(arguments: argparse.Namespace, failures: list[str]) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="inturn-bench-") as name:
+        directory = Path(name)
+        rows = [help_row(directory / "bytecode")] if "help" in arguments.rows else []
+        if set(arguments.rows) - {"help"}:
+            rows = [*throughput_rows(arguments, directory, failures), *rows]
+    return rows
+
+
+def leave(_signal: int, _frame: FrameType | None) -> None:
+    """Turn SIGTERM into an exception, so that the children are ended on the way out."""
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, leave)
+    arguments = parse()
+    circumstances = describe(arguments.seed, arguments.seconds, arguments.repeat)
+    failures: list[str] = []
+    try:
+        rows = measure(arguments, failures)
+    except (ChildFailedError, ServerUnavailableError) as error:
+        say(f"bench: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("bench: interrupted")
+        return 130
+    print(render(rows, circumstances))
+    if arguments.json:
+        arguments.json.write_text(as_json(rows, circumstances))
+    for failure in failures:
+        say(f"bench: left out: {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The bare loops' model call, through the HTTP client that inturn's providers use."""
+
+from typing import cast
+
+import httpx
+
+from inturn.workers.provider import HTTP_TIMEOUTS, http_client
+
+
+def open_client() -> httpx.AsyncClient:
+    return http_client(tls=False)
+
+
+async def ask(client: httpx.AsyncClient, model_url: str, messages: list[dict[str, str]]) -> str:
+    """One chat completion.
+
+    Raises:
+        httpx.HTTPError: the model did not answer, or not with 200.
+    """
+    body = {"model": "bench", "messages": messages}
+    response = await client.post(f"{model_url}/chat/completions", json=body, extensions=HTTP_TIMEOUTS)
+    response.raise_for_status()
+    return cast(str, response.json()["choices"][0]["message"]["content"])

@@ -1,0 +1,143 @@
+"""inturn as a subject: a database full of waiting turns, hints in Redis, and one `inturn worker`."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from inturn.models.states import Lane
+from inturn.models.store.sending import Sent
+from inturn.settings import Settings
+from inturn.workers.app import make_app
+from inturn.workers.queues import Hints
+from ops.bench.databases import Databases
+from ops.bench.filling import PROVIDER, fill
+from ops.bench.meter import Reading, memory_bytes, read, watch
+from ops.bench.model_server import ModelServer
+from ops.bench.processes import RAMP_SECONDS, Child, ChildFailedError, module, running, wait_until
+from ops.bench.workload import TURNS_PER_SESSION, Load
+from tests.servers import RedisServer
+
+TREE = Path(__file__).parents[2]
+IDLE_SECONDS = 1.0
+
+FINISHED = {
+    "postgresql": "SELECT extract(epoch FROM finished_at) FROM turns WHERE state = 'completed'",
+    "sqlite": "SELECT (julianday(finished_at) - 2440587.5) * 86400 FROM turns WHERE state = 'completed'",
+}
+HELD = "SELECT count(*) FROM leases WHERE owner IS NOT NULL"
+
+
+class Inturn:
+    """One `inturn worker`, with every promise on.
+
+    Args:
+        databases: where to work.
+        broker: carries the hints; wiped before each run.
+        model: answers the calls.
+        directory: for a home and a working directory without anybody's settings.
+    """
+
+    name = "inturn"
+
+    def __init__(self, databases: Databases, broker: RedisServer, model: ModelServer, directory: Path) -> None:
+        self.database = databases.kind
+        self._databases = databases
+        self._broker = broker
+        self._model = model
+        self._home = directory / "home"
+        self._home.mkdir(exist_ok=True)
+        self._log = directory / "worker.log"
+        self._template = ""
+        self._idle: int | None = None
+
+    def prepare(self, load: Load) -> None:
+        self._template = self._databases.create()
+        fill(self._template, load.sessions)
+        if self._idle is None:
+            self._idle = self._idle_memory()
+
+    def run(self, load: Load) -> Reading:
+        url = self._databases.create(self._template)
+        self._databases.flush()
+        try:
+            return self._measure(url, load, self._idle or 0)
+        finally:
+            self._databases.drop(url)
+
+    def _measure(self, url: str, load: Load, idle: int) -> Reading:
+        environment = self._environment(url, load.in_flight)
+        self._hint(load.in_flight)
+        parts = {"broker": self._broker.pid}
+        if self._databases.server:
+            parts["database"] = self._databases.server
+        full = self._model.served() + load.in_flight
+
+        def is_at_work() -> bool:
+            # Every slot holds a lease, but for those that pass from one session to the next.
+            return self._model.served() >= full and self._databases.times(url, HELD)[0] >= load.in_flight * 0.95
+
+        with self._worker(environment) as worker:
+            self._wait(worker, is_at_work)
+            samples = watch({"worker": worker.pid, **parts}, load.seconds)
+        return read(samples, self._databases.times(url, FINISHED[self.database]), load.in_flight, idle)
+
+    def _idle_memory(self) -> int:
+        """Bytes of a worker that has answered one session's turns and waits for more."""
+        url = self._databases.create()
+        fill(url, sessions=1)
+        environment = self._environment(url, concurrency=1)
+        self._hint(sessions=1)
+        answered = self._model.served() + TURNS_PER_SESSION
+        with self._worker(environment) as worker:
+            self._wait(worker, lambda: self._model.served() >= answered)
+            time.sleep(IDLE_SECONDS)
+            return memory_bytes(worker.pid)
+
+    def _hint(self, sessions: int) -> None:
+        """Publish what sends would have published. One hint a slot does: a task takes up other ready sessions, too."""
+        self._broker.flush()
+        app = make_app(Settings.load(home=self._home, broker_url=self._broker.url), producer=True)
+        hints = Hints(app)
+        for session in range(1, sessions + 1):
+            hints.publish(Sent(session, 1, Lane.CHAT, hint=True), f"bench-{session}")
+        app.close()
+
+    def _environment(self, url: str, concurrency: int) -> dict[str, str]:
+        """Ours, less what configures inturn or Celery, plus what this run needs."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("INTURN_", "CELERY_"))}
+        provider = {"type": "openai", "base_url": self._model.base_url}
+        return kept | {
+            "XDG_CONFIG_HOME": str(self._home),
+            "PYTHONPATH": os.pathsep.join([str(TREE), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "INTURN_HOME": str(self._home),
+            "INTURN_DATABASE_URL": url,
+            "INTURN_BROKER_URL": self._broker.url,
+            "INTURN_PROVIDERS": json.dumps({PROVIDER: provider}),
+            "INTURN_CONCURRENCY": str(concurrency),
+        }
+
+    def _worker(self, environment: dict[str, str]) -> AbstractContextManager[Child]:
+        # Killed in the end: a warm shutdown would take as long as its last reply, and nobody measures it.
+        return running(
+            module("inturn", "worker"),
+            environment=environment,
+            directory=self._home,
+            output=self._log,
+            last_signal=signal.SIGKILL,
+        )
+
+    def _wait(self, worker: Child, condition: Callable[[], bool]) -> None:
+        """Wait until the worker has come to this.
+
+        Raises:
+            ChildFailedError: it did not; quotes the worker.
+        """
+        try:
+            wait_until(condition, worker, RAMP_SECONDS)
+        except ChildFailedError as error:
+            words = "\n".join(self._log.read_text(errors="replace").strip().splitlines()[-10:])
+            raise ChildFailedError(f"{error}. Its last words:\n{words}") from None

@@ -1,0 +1,35 @@
+"""The model server as the bench sees it."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ops.bench.processes import first_line, module, running
+
+
+@dataclass(frozen=True, slots=True)
+class ModelServer:
+    """Attributes:
+    address: where it listens, without a path.
+    """
+
+    address: str
+
+    @property
+    def base_url(self) -> str:
+        """What a provider is configured with."""
+        return f"{self.address}/v1"
+
+    def served(self) -> int:
+        """How many completions it has answered since it started."""
+        with urllib.request.urlopen(f"{self.address}/served") as answer:
+            return int(json.load(answer)["served"])
+
+
+@contextmanager
+def model_server(seed: int) -> Iterator[ModelServer]:
+    """A model server in a process of its own, its latency drawn from ``seed``."""
+    with running(module("ops.bench.model", f"--seed={seed}")) as child:
+        yield ModelServer(f"http://127.0.0.1:{first_line(child)}")
