@@ -125,7 +125,9 @@ def ask_the_crowd(stage: Stage) -> None:
         check_order(crowd, CALM_QUESTIONS)
     speed = f"{figures.turns / figures.seconds:.0f} turns a second"
     render.verdict("ok", "speed", f"{speed}, each on disk before send() returned")
-    render.verdict("ok", "at once", f"up to {figures.most_calls} calls; in all they took {figures.call_seconds:.0f} s")
+    render.verdict(
+        "ok", "at once", f"up to {figures.most_calls} calls; one by one they would take {figures.call_seconds:.0f} s"
+    )
 
 
 def kill_a_worker(stage: Stage) -> None:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -172,16 +173,27 @@ def translated(database: Database) -> Iterator[None]:
         raise explain(database, error) from error
 
 
+NO_ROOM = "has no room left: free some space; what was accepted before is kept"
+FULL_BYTES = 64 * 1024  # less than that is free: SQLite has no place for its shared memory
+
 REFUSALS = (
     ("readonly database", "is read-only: give this user the right to write to the file and its directory"),
     ("unable to open database", "cannot be opened: check that its directory exists and that this user may write there"),
-    ("database or disk is full", "has no room left: free some space; what was accepted before is kept"),
+    ("database or disk is full", NO_ROOM),
     ("disk i/o error", "could not be read or written (disk I/O error): check the disk's space and health"),
     ("database is locked", "stayed locked by another process for too long: see who writes to it, and try again"),
-    ("no space left", "has no room left: free some space; what was accepted before is kept"),
+    ("no space left", NO_ROOM),
     ("not a database", "is no SQLite database: set INTURN_DATABASE_URL, or move the file away"),
     ("read-only transaction", "is read-only: connect to the primary, not to a standby"),
 )
+
+
+def is_on_a_full_disk(database: Database) -> bool:
+    """Whether a SQLite file's disk is so full that all of SQLite's complaints come from that, in whatever words."""
+    try:
+        return database.dialect == "sqlite" and disk_usage(Path(database.url.database or "").parent).free < FULL_BYTES
+    except OSError:
+        return False
 
 
 def explain(database: Database, error: DBAPIError) -> Exception:
@@ -189,7 +201,8 @@ def explain(database: Database, error: DBAPIError) -> Exception:
     text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
     for sign, sentence in REFUSALS:
         if sign in text.lower():
-            return StorageError(f"the database {database.url!r} {sentence} ({text})")
+            said = NO_ROOM if is_on_a_full_disk(database) else sentence
+            return StorageError(f"the database {database.url!r} {said} ({text})")
     state = getattr(error.orig, "sqlstate", None)
     if state == "42P01" or "no such table" in text:
         return SchemaError(f"the database {database.url!r} has no inturn tables yet: run `inturn db upgrade`")

@@ -1,0 +1,148 @@
+"""The conformance list, lines 30 to 33: delete and retention."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from inturn import Client, SessionNotFoundError, TurnNotFoundError
+from tests.acceptance.deployment import Deployment
+from tests.model_server import Call
+from tests.stacks import wait_until
+
+Calls = Callable[[str], list[Call]]
+
+SHORT = timedelta(milliseconds=1)
+SLOW = '!{"latency": 0.7}'
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def age(deployment: Deployment, name: str) -> None:
+    """The sessions whose IDs begin with ``name`` have not been used for years."""
+    moment = LONG_AGO.strftime("%Y-%m-%d %H:%M:%S.000000" if deployment.is_embedded else "%Y-%m-%d %H:%M:%S+00")
+    deployment.change(f"UPDATE sessions SET last_activity_at = '{moment}' WHERE key LIKE :name", name=f"{name}%")
+
+
+def test_30_delete_removes_everything(deployment: Deployment, client: Client, name: str):
+    session = client.create_session(name, model="server/model", system_message=f"{name} system")
+    turn = session.send(f'{name} !{{"status": 503, "times": 1}}')
+    turn.wait(30)
+    surrogate = int(turn.id.partition(".")[0])
+    assert set(deployment.rows_of(surrogate)) == {"sessions", "leases", "turns", "messages", "attempts"}
+    client.delete_session(name)
+    assert deployment.rows_of(surrogate) == []
+    assert [row for row in deployment.dump() if name in str(row)] == []
+    for use in (lambda: session.send("late"), session.metadata, lambda: client.hold_session(name)):
+        with pytest.raises(SessionNotFoundError, match=name):
+            use()
+    for gone in (turn.refresh, turn.cancel, turn.retry, turn.wait, lambda: client.get_turn(turn.id)):
+        with pytest.raises(TurnNotFoundError, match=turn.id):
+            gone()
+    for unknown in (name, f"{name}-unknown"):
+        with pytest.raises(SessionNotFoundError, match=unknown) as refusal:
+            client.delete_session(unknown)
+        assert refusal.value.session_id == unknown
+        client.delete_session(unknown, missing_ok=True)
+    client.create_session(f"{name}-there")
+    client.delete_session(f"{name}-there", missing_ok=True)
+    assert list(client.list_sessions(prefix=name)) == []
+
+
+def test_30_deleting_during_a_call_leaves_nothing_behind(
+    deployment: Deployment, client: Client, name: str, calls: Calls
+):
+    session = client.create_session(name, model="server/model")
+    running, waiting = session.send(f"{name} running {SLOW}"), session.send(f"{name} waiting")
+    wait_until(lambda: calls(name))
+    client.delete_session(name)
+    with pytest.raises(TurnNotFoundError):
+        running.wait(30)
+    with pytest.raises(TurnNotFoundError):
+        waiting.wait(30)
+    wait_until(lambda: calls(name)[0].end)
+    # Whoever made the call has had his turn at the ledger by then: it is served in the order of coming.
+    for number in range(4):
+        client.create_session(f"{name}-{number}").send_and_wait("hello", timeout=30)
+    assert deployment.rows_of(int(running.id.partition(".")[0])) == []
+    assert len(calls(name)) == 1
+
+
+def test_31_a_session_created_again_starts_empty(deployment: Deployment, client: Client, name: str, calls: Calls):
+    old = client.create_session(name, model="server/model", labels={"life": "first"}, system_message="be brief")
+    old.send_and_wait(f"{name} one", timeout=30)
+    turn = old.send(f"{name} two {SLOW}")
+    wait_until(lambda: len(calls(name)) == 2)
+    client.delete_session(name)
+    new = client.create_session(name, model="server/model")
+    assert (new.metadata().turns, new.metadata().messages, new.metadata().labels) == (0, 0, {})
+    wait_until(lambda: calls(name)[1].end)
+    reply = new.send_and_wait(f"{name} three", timeout=30)
+    assert reply.data.content == f"reply to: {name} three (seen 1 messages)"
+    assert [message.data.content for message in new.get_messages()] == [f"{name} three", reply.data.content]
+    with pytest.raises(SessionNotFoundError, match=name):
+        old.send("into the past")
+    with pytest.raises(TurnNotFoundError):
+        turn.refresh()
+    assert turn.id not in [each.id for each in new.get_turns()]
+    assert new.metadata().turns == 1
+
+
+def test_32_a_dry_run_lists_what_the_real_run_removes(deployment: Deployment, client: Client, name: str):
+    for number in range(5):
+        session = client.create_session(f"{name}-old-{number}", retention=SHORT if number % 2 else "policy")
+        for _ in range(number):
+            session.send_and_wait("hello", timeout=30)
+    client.create_session(f"{name}-old-kept", retention=None)
+    age(deployment, f"{name}-old")
+    client.create_session(f"{name}-new")
+    everything = {one.session_id for one in client.list_sessions(prefix=name)}
+
+    listed = client.cleanup(dry_run=True)
+    assert {one.session_id for one in client.list_sessions(prefix=name)} == everything
+    assert client.cleanup(dry_run=True) == listed
+    mine = [removal for removal in listed if removal.session_id.startswith(name)]
+    assert [(one.session_id, one.rule, one.turns, one.messages, one.last_activity_at) for one in mine] == [
+        (f"{name}-old-{number}", "idle" if number % 2 else "policy", number, number * 2, LONG_AGO)
+        for number in range(5)
+    ]
+    assert client.cleanup() == listed
+    left = {one.session_id for one in client.list_sessions(prefix=name)}
+    assert left == {f"{name}-old-kept", f"{name}-new"} == everything - {one.session_id for one in listed}
+    recorded = deployment.query("SELECT session_key, turns FROM removals WHERE session_key LIKE :name", name=f"{name}%")
+    assert sorted(tuple(row) for row in recorded) == [(f"{name}-old-{number}", number) for number in range(5)]
+    assert client.cleanup(dry_run=True) == client.cleanup() == []
+
+
+def test_33_cleanup_never_removes_what_is_held_busy_or_used_since(
+    deployment: Deployment, client: Client, name: str, calls: Calls
+):
+    for ending in ("gone", "held", "running", "resumed", "sent-to", "released"):
+        client.create_session(f"{name}-{ending}", model="server/model", retention=SHORT)
+    client.hold_session(f"{name}-held")
+    client.hold_session(f"{name}-released")
+    client.release_session(f"{name}-released")
+    busy = client.resume_session(f"{name}-running")
+    running = busy.send(f'{name} !{{"act": "hang"}}')
+    waiting = client.create_session(f"{name}-waiting", model="server/model", retention=SHORT).send(
+        f'{name} !{{"status": 429, "retry_after": 60}}'
+    )
+    wait_until(lambda: len(calls(name)) == 2 and waiting.refresh().error)
+    age(deployment, name)
+
+    def listed() -> list[str]:
+        return [removal.session_id.removeprefix(f"{name}-") for removal in client.cleanup(dry_run=True)]
+
+    assert listed() == ["gone", "resumed", "sent-to", "released"]
+    client.resume_session(f"{name}-resumed")
+    client.resume_session(f"{name}-sent-to").send_and_wait("hello", timeout=30)
+    deployment.change(  # a day's grace, so that "just now" is not already long ago
+        "UPDATE sessions SET retention_seconds = 86400 WHERE key LIKE :name", name=f"{name}%"
+    )
+    assert [removal.session_id.removeprefix(f"{name}-") for removal in client.cleanup()] == ["gone", "released"]
+    left = [one.session_id.removeprefix(f"{name}-") for one in client.list_sessions(prefix=name)]
+    assert left == ["held", "running", "resumed", "sent-to", "waiting"]
+    metadata = client.get_session_metadata(f"{name}-held")
+    assert metadata is not None
+    assert metadata.held
+    for turn in (running, waiting):
+        assert turn.cancel()

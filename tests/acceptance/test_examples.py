@@ -1,0 +1,153 @@
+"""The examples and the README, taken at their word: programs run with nothing set up, commands are commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from inturn import Client, Settings
+from inturn.cli import cli
+from inturn.cli.invocation import Invocation
+from tests.acceptance.deployment import clean_environment
+from tests.model_server import ModelServer
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text()
+PROMISE = """at most one stored reply per turn, in order, always; at most one
+live model call per session unless a worker is paused or cut off for longer than the lease; never more calls than
+attempts recorded before they were made. No lease or lock can promise more."""
+
+PERSISTING_SESSIONS = """\
+assistant: You said: "Let's discuss TypeScript generics"
+I remember your first message. (echo, not a real model)
+--- a second process ---
+resuming user-123-typescript: 2 messages, model echo/echo
+assistant: We were discussing: "Let's discuss TypeScript generics".
+I read it in the stored history. (echo, not a real model)
+--- the first one again ---
+  user-123-typescript: 2 turns, last used DATE
+about TypeScript: user-123-typescript
+  [user.message] Let's discuss TypeScript generics
+  [assistant.message] You said: "Let's discuss TypeScript generics"
+  [user.message] What were we discussing?
+  [assistant.message] We were discussing: "Let's discuss TypeScript generics".
+due for removal: user-123-scratch
+user-123-typescript is gone
+"""
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def run(words: list[str], home: Path, **more: str) -> str:
+    """What a Python program prints."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        env=clean_environment(home) | {"INTURN_HOME": str(home)} | more,
+        cwd=home.parent,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def blocks(language: str) -> list[str]:
+    """The README's blocks of code in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> Iterator[str]:
+    """The inturn commands that the README shows, in blocks and within sentences."""
+    for block in blocks("console"):
+        yield from re.findall(r"^\$ (?:.*\| )?(inturn .*)$", block, re.MULTILINE)
+    text = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
+    for command in re.findall(r"`(inturn [a-z][^`]*)`", text):
+        *shared, last = command.split(" | ")
+        if not shared:
+            yield command
+            continue
+        first = shared[0].rpartition(" ")[0]  # `inturn turn list | show`
+        yield from (f"{first} {word} --help" for word in [shared[0].rpartition(" ")[2], *shared[1:], last])
+
+
+def parse(command: str) -> None:
+    """Parse a command line as the command would, and stop there.
+
+    Raises:
+        click.ClickException: There is no such command, argument or option.
+    """
+    command_or_group: click.Command | None = cli
+    words = shlex.split(command)[1:]
+    context = click.Context(cli, info_name="inturn", obj=Invocation())
+    while isinstance(command_or_group, click.Group) and words:
+        _, command_or_group, words = command_or_group.resolve_command(context, words)
+    if command_or_group is not None and words != ["--help"]:
+        command_or_group.make_context(command_or_group.name, words, parent=context)
+
+
+def test_persisting_sessions(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with Client(home=home) as client:
+        client.create_session("user-1234-typescript")  # of somebody else, whose ID begins alike
+        client.create_session("user-123-typescript")  # of an earlier run that was interrupted
+
+    said = run([str(EXAMPLES / "persisting_sessions.py")], home)
+    before, _, after = PERSISTING_SESSIONS.partition("DATE")
+    assert said.startswith(before)
+    assert said[len(before) + len("2025-12-31") :] == after
+
+    with Client(home=home) as client:
+        assert [metadata.session_id for metadata in client.list_sessions()] == ["user-1234-typescript"]
+
+
+def test_every_example_is_run() -> None:
+    assert [path.name for path in EXAMPLES.glob("*.py")] == ["persisting_sessions.py"]
+
+
+def test_the_tour_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    tour, said = blocks("python")[0], blocks("text")[0]
+    assert run(["-c", tour], tmp_path / "home") == said
+
+
+def test_the_other_programs_of_the_readme_run(tmp_path: Path, model: ModelServer) -> None:
+    programs = textwrap.indent("\n".join(blocks("python")[1:]), "    ")
+    program = f"from inturn import Client\nwith Client() as client:\n{programs}"
+    said = run(["-c", program], tmp_path / "home", OPENAI_API_KEY="sk-readme", OPENAI_BASE_URL=model.base_url)
+    assert said == "completed 1 None\n"
+
+
+def test_the_settings_file_of_the_readme_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inturn.toml").write_text(blocks("toml")[0])
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.load()
+    assert settings.effective_default_model == "ollama/llama3.2"
+    assert set(settings.providers) == {"ollama", "openrouter"}
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_a_command_of_the_readme_is_one(command: str) -> None:
+    parse(command)
+
+
+def test_the_readme_names_every_setting_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (`INTURN_\w+`[^|]*\|[^|]*)\|", README, re.MULTILINE))
+    assert list(rows) == list(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        assert f"`INTURN_{name.upper()}`" in rows[name]
+        if isinstance(field.default, int | float):
+            assert rows[name].rpartition("|")[2].strip() == f"{field.default:g}"
+
+
+def test_the_readme_states_the_promise_exactly() -> None:
+    assert PROMISE in README

@@ -1,0 +1,264 @@
+"""Faults in the middle of work: real processes are killed, stopped and wiped, and the books are compared afterwards.
+
+SEED replays the dice of a run, SECONDS makes it longer (``make chaos SEED=7 SECONDS=60``). Every run prints its figures.
+"""
+
+import itertools
+import json
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inturn import Session
+from tests.acceptance.fleet import EmbeddedBroker, Fleet
+from tests.acceptance.ledger_check import Books
+from tests.acceptance.producers import Producers, spread
+from tests.model_server import ModelServer
+from tests.servers import PostgresServer, RedisServer
+
+SEED = int(os.environ.get("SEED") or os.environ.get("INTURN_CHAOS_SEED") or secrets.randbelow(10**6))
+SECONDS = float(os.environ.get("SECONDS") or os.environ.get("INTURN_CHAOS_SECONDS") or 5)
+TURNS = max(1000, round(150 * SECONDS))
+SESSIONS = 100
+LATENCY = (0.02, 0.2)
+DRAIN_SECONDS = 40.0
+
+FROZEN_SECONDS, DOWN_SECONDS = 1.5, 0.2
+"""How long ``send`` may take with Redis frozen, and with Redis down, over what the database takes."""
+
+pytestmark = pytest.mark.timeout(120 + 3 * SECONDS)
+
+Say = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def slow_model() -> Iterator[ModelServer]:
+    with ModelServer(latency=LATENCY, seed=SEED) as server:
+        yield server
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Print figures past pytest's capture."""
+
+    def say(**figures: Any) -> None:
+        with capsys.disabled():
+            print(f"\n{request.node.name} seed={SEED}", " ".join(f"{key}={value}" for key, value in figures.items()))
+
+    return say
+
+
+def settings_for(model: ModelServer) -> dict[str, Any]:
+    providers = {"server": {"type": "openai", "base_url": model.base_url}}
+    return {"providers": providers, "default_model": "server/model"}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, slow_model: ModelServer) -> Iterator[Fleet]:
+    """Two workers and a beat, on SQLite and the embedded broker, or on PostgreSQL and a Redis of their own."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    if request.param == "sqlite":
+        broker: EmbeddedBroker | RedisServer = EmbeddedBroker(home)
+        database_url = ""
+    else:
+        broker, postgres = RedisServer(), request.getfixturevalue("postgres")
+        database_url = postgres.create_database()
+    fleet = Fleet(home, database_url, broker, **settings_for(slow_model))
+    try:
+        fleet.start()
+        yield fleet
+    finally:
+        broker.thaw()
+        fleet.stop()
+        broker.stop()
+        if database_url:
+            postgres.drop_database(database_url)
+
+
+def kill_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> dict[str, Any]:
+    """SIGKILL for whoever is at work; another one is started at once, and the other one goes on alone meanwhile."""
+    kills, enough = 0, round(SECONDS * 0.6)
+    while producers.are_sending and kills < enough:
+        time.sleep(dice.uniform(0.2, 0.6))
+        if victim := fleet.busy_worker():
+            fleet.kill(victim)
+            fleet.add_worker()
+            fleet.await_workers()
+            kills += 1
+    return {"kills": kills}
+
+
+def roll_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> dict[str, Any]:
+    """SIGTERM for one after the other, each after its successor was started."""
+    drained: list[float] = []
+    while producers.are_sending and len(drained) < SECONDS * 0.6:
+        for worker in list(fleet.workers):
+            time.sleep(dice.uniform(0.1, 0.4))
+            fleet.add_worker()
+            before = time.monotonic()
+            fleet.retire(worker)
+            drained.append(time.monotonic() - before)
+        fleet.await_workers()
+    return {"rolled": len(drained), "longest_goodbye_s": round(max(drained), 2)}
+
+
+def wipe_redis(fleet: Fleet, dice: random.Random, producers: Producers) -> dict[str, Any]:
+    """FLUSHALL, again and again, and once more after the last send: nobody but the sweep notices."""
+    wipes = 0
+    while producers.are_sending:
+        time.sleep(dice.uniform(0.2, 0.8))
+        fleet.broker.flush()
+        wipes += 1
+    fleet.broker.flush()
+    return {"wipes": wipes + 1}
+
+
+@pytest.mark.parametrize("fault", [kill_workers, roll_workers, wipe_redis])
+def test_nothing_is_lost_doubled_or_out_of_order(
+    fleet: Fleet, slow_model: ModelServer, say: Say, fault: Callable[..., dict[str, Any]]
+):
+    began, run = time.monotonic(), f"run-{secrets.token_hex(4)}"
+    with fleet.client() as client, Producers(client, run, SEED, TURNS, SESSIONS, SECONDS) as producers:
+        figures = fault(fleet, random.Random(SEED), producers)
+    waiting, sent = fleet.unfinished(), time.monotonic()
+    fleet.await_drained(DRAIN_SECONDS + SECONDS)
+    drained = time.monotonic() - sent
+    books = books_of(fleet, slow_model, producers)
+    violations = books.violations()
+    say(
+        **{"accepted": len(producers.accepted), "violations": len(violations)} | figures,
+        repeated_calls=books.repeated_calls(),
+        wasted_replies=books.wasted_replies(),
+        waiting=waiting,
+        drained_s=round(drained, 1),
+        resumed=spread(resumed_after(books)),
+        send=spread([one.seconds for one in producers.accepted]),
+        stored=spread(stored_after(books)),
+        took_s=round(time.monotonic() - began, 1),
+    )
+    assert violations == []
+    assert len(producers.accepted) >= 1000
+    assert producers.refused == 0
+    assert sum(figures.values()) > 2, "hardly anything happened"
+    if fault is not kill_workers:
+        assert books.unfinished_tries() == []
+        assert books.repeated_calls() == 0
+    check_integrity(fleet)
+
+
+def books_of(fleet: Fleet, model: ModelServer, producers: Producers) -> Books:
+    settings = fleet.settings
+    return Books(producers.accepted, model.calls(), settings.context_turns, settings.max_attempts).read(fleet.database)
+
+
+def resumed_after(books: Books) -> list[float]:
+    """Seconds between a call's breaking off and the next one for the same turn."""
+    found = []
+    for calls in books.calls_of().values():
+        for earlier, later in itertools.pairwise(sorted(calls, key=lambda call: call.start)):
+            found.append(later.start - (earlier.end or later.start))
+    return found
+
+
+def stored_after(books: Books) -> list[float]:
+    """Seconds between the model's reply and the moment in which it was stored."""
+    ends = {turn: calls[-1].end or 0.0 for turn, calls in books.calls_of().items()}
+    return [books.turns[turn].finished_at.timestamp() - end for turn, end in ends.items()]
+
+
+def check_integrity(fleet: Fleet) -> None:
+    if fleet.database.dialect == "sqlite":
+        assert [tuple(row) for row in fleet.query("PRAGMA integrity_check")] == [("ok",)]
+        assert fleet.query("PRAGMA foreign_key_check") == []
+    else:
+        idle = "state LIKE 'idle in transaction%' AND clock_timestamp() - state_change > interval '1 s'"
+        assert fleet.query(f"SELECT pid FROM pg_stat_activity WHERE {idle}") == []
+
+
+def times_of_sending(sessions: list[Session], prompt: str) -> list[float]:
+    """How long each send took, in seconds."""
+    times = []
+    for session in sessions:
+        before = time.monotonic()
+        session.send(prompt)
+        times.append(time.monotonic() - before)
+    return times
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def test_sending_with_redis_frozen_and_down(fleet: Fleet, slow_model: ModelServer, say: Say):
+    """The first send waits for Redis for a moment, the others not at all; workers find every prompt in the end."""
+    with fleet.client() as client:
+        sessions = [client.create_session(f"session-{number}") for number in range(40)]
+        healthy = times_of_sending(sessions, "healthy")
+        fleet.await_drained(DRAIN_SECONDS)
+        fleet.broker.freeze()
+        frozen = times_of_sending(sessions[:20], "frozen")
+    with fleet.client() as newcomer:
+        (frozen_for_a_newcomer,) = times_of_sending([newcomer.resume_session("session-20")], "frozen")
+    fleet.broker.thaw()
+    fleet.broker.kill()
+    with fleet.client() as client:
+        sessions = [client.resume_session(f"session-{number}") for number in range(21, 40)]
+        down = times_of_sending(sessions, "down")
+    back = time.monotonic()
+    fleet.broker.start()
+    fleet.await_drained(DRAIN_SECONDS)
+    say(
+        healthy=spread(healthy), frozen_first_s=round(frozen[0], 2), frozen_newcomer_s=round(frozen_for_a_newcomer, 2),
+        frozen_later=spread(frozen[1:]), down_first_s=round(down[0], 3), down_later=spread(down[1:]),
+        answered_after_s=round(time.monotonic() - back, 1),
+    )  # fmt: skip
+    allowed = median(healthy) + DOWN_SECONDS
+    assert max(frozen) < FROZEN_SECONDS
+    assert frozen_for_a_newcomer < FROZEN_SECONDS
+    assert median(frozen[1:]) < allowed, "once is enough"
+    assert median(down) < allowed
+    assert down[0] < max(healthy) + DOWN_SECONDS
+    states = {(row.state, row.attempts) for row in fleet.query("SELECT state, attempts FROM turns")}
+    assert states == {("completed", 1)}
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    yield server
+    server.stop()
+
+
+def test_postgresql_restarted_in_the_middle(own_postgres: PostgresServer, redis: RedisServer, tmp_path: Path, say: Say):
+    """As after a crash. What was accepted is there, and a reply that came meanwhile waits until it can be stored."""
+    run, directive = f"run-{secrets.token_hex(4)}", json.dumps({"latency": [0.3, 1.5]})
+    with ModelServer(seed=SEED) as model:
+        fleet = Fleet(tmp_path, own_postgres.create_database(), redis, **settings_for(model))
+        try:
+            fleet.start()
+            with fleet.client() as client, Producers(client, run, SEED, 200, 50, 3, f" !{directive}") as producers:
+                time.sleep(random.Random(SEED).uniform(1, 1.5))
+                before = time.monotonic()
+                own_postgres.restart("immediate")
+                away = time.monotonic() - before
+            in_flight = sum(call.end is None or call.end > time.time() - away for call in model.calls())
+            fleet.await_drained(DRAIN_SECONDS)
+            books = books_of(fleet, model, producers)
+            violations = books.violations()
+            say(
+                accepted=len(producers.accepted), violations=len(violations), away_s=round(away, 2),
+                refused=producers.refused, in_flight=in_flight, repeated_calls=books.repeated_calls(),
+                wasted_replies=books.wasted_replies(),
+            )  # fmt: skip
+            assert violations == []
+            assert len(producers.accepted) == 200
+            assert books.wasted_replies() == 0, "every reply that was paid for was kept"
+        finally:
+            fleet.stop()

@@ -1,0 +1,204 @@
+"""The commands that need no worker, run in this process: what they print, and how they fail."""
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from inturn import cli
+
+PATIENCE_SECONDS = 30
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Shell:
+    """Runs ``inturn`` in a home of its own."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.home, self._monkeypatch, self._capsys = home, monkeypatch, capsys
+
+    def run(self, *arguments: str, typed: str = "", **environment: str) -> Done:
+        with self._monkeypatch.context() as patch:
+            for name, value in (environment | {"INTURN_HOME": str(self.home)}).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "stdin", io.StringIO(typed))
+            return Done(cli.run(list(arguments)), *self._capsys.readouterr())
+
+    def ok(self, *arguments: str, typed: str = "") -> str:
+        """What a command prints that is expected to work."""
+        done = self.run(*arguments, typed=typed)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def records(self, *arguments: str) -> list[dict[str, Any]]:
+        """What a command prints with ``--json``: every line one object."""
+        return [json.loads(line) for line in self.ok(*arguments, "--json").splitlines()]
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    for name in ("OPENAI_API_KEY", "CELERY_BROKER_URL", "INTURN_DATABASE_URL", "INTURN_BROKER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Shell(tmp_path / "home", monkeypatch, capsys)
+
+
+def test_a_session_from_its_creation_to_its_end(shell: Shell) -> None:
+    settled = ("--label", "team=red", "--option", "temperature=0.2", "--retention", "7d", "--context-turns", "3")
+    assert shell.ok("session", "create", "ann-1", "--system", "Be brief.", *settled) == "ann-1\n"
+    [record] = shell.records("session", "show", "ann-1")
+    expected = {"session_id": "ann-1", "labels": {"team": "red"}, "options": {"temperature": 0.2}, "retention": "7d"}
+    assert record | expected == record
+    assert (record["system_message"], record["context_turns"], record["busy"]) == ("Be brief.", 3, False)
+    assert shell.run("session", "create", "ann-1").returncode == 1
+
+    shell.ok("session", "hold", "ann-1")
+    assert "\tyes\tno\t" not in shell.ok("session", "list", "--prefix", "ann-1")
+    assert shell.records("session", "show", "ann-1")[0]["held"] is True
+    shell.ok("session", "release", "ann-1")
+
+    refused = shell.run("session", "delete", "ann-1")
+    assert refused.returncode == 2
+    assert "add --yes" in refused.stderr
+    shell.ok("session", "delete", "ann-1", "--yes")
+    assert shell.run("session", "show", "ann-1").returncode == 4
+
+
+def test_a_session_may_be_kept_for_ever(shell: Shell) -> None:
+    shell.ok("session", "create", "kept-1", "--retention", "never")
+    assert shell.records("session", "show", "kept-1")[0]["retention"] == "never"
+
+
+def test_the_same_key_sends_once(shell: Shell) -> None:
+    keyed = ("--create", "--idempotency-key", "k1")
+    assert shell.ok("send", "bob-3", "once", *keyed) == shell.ok("send", "bob-3", "once", *keyed)
+    conflict = shell.run("send", "bob-3", "twice", *keyed)
+    assert conflict.returncode == 1
+    assert "'k1'" in conflict.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("send", "ghost", "hello"), 4, "no session 'ghost'"),
+        (("session", "hold", "ghost"), 4, "no session 'ghost'"),
+        (("session", "delete", "ghost", "--yes"), 4, "no session 'ghost'"),
+        (("turn", "list", "ghost"), 4, "no session 'ghost'"),
+        (("turn", "show", "9.9"), 4, "no turn '9.9'"),
+        (("turn", "cancel", "nonsense"), 4, "no turn 'nonsense'"),
+        (("session", "create", "a b"), 2, "'a b' is no session ID"),
+        (("session", "create", "--model", "gpt-5"), 2, "write provider/model"),
+        (("session", "create", "--model", "ghost/x"), 2, "configured provider (echo)"),
+        (("session", "create", "--option", "a=b"), 2, "is not JSON"),
+        (("session", "create", "--label", "a"), 2, "is no pair"),
+        (("session", "create", "--retention", "soon"), 2, "is no length of time"),
+        (("session", "list", "--active-after", "soon"), 2, "is no time"),
+        (("send", "x", "", "--create"), 2, "empty"),
+        (("send", "x", "hello", "--model", "echo/echo"), 2, "--create"),
+        (("worker", "--lanes", "chat,fast"), 2, "no lane 'fast'"),
+        (("--database-url", "sqlite:////proc/x/y.db", "session", "list"), 1, "/proc/x"),
+        (("--database-url", "postgresql://u:hidden@127.0.0.1:1/x", "session", "list"), 69, "no connection"),
+    ],
+)
+def test_errors_are_one_sentence(shell: Shell, arguments: tuple[str, ...], code: int, sentence: str) -> None:
+    done = shell.run(*arguments)
+    assert done.returncode == code, done.stderr
+    assert sentence in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "hidden" not in done.stderr
+
+
+def test_an_oversized_prompt_is_refused(shell: Shell) -> None:
+    done = shell.run("send", "big-1", "-", "--create", typed="x" * (256 * 1024 + 1))
+    assert done.returncode == 2
+    assert shell.run("send", "big-1", "-", typed="x" * (256 * 1024)).returncode == 0
+
+
+def test_lists_filter_and_page(shell: Shell) -> None:
+    for number in range(3):
+        shell.ok("session", "create", f"page-{number}", "--label", f"odd={number % 2}")
+    first, second = shell.records("session", "list", "--prefix", "page-", "--limit", "2")
+    assert [first["session_id"], second["session_id"]] == ["page-0", "page-1"]
+    rest = shell.records("session", "list", "--prefix", "page-", "--after", second["cursor"])
+    assert [one["session_id"] for one in rest] == ["page-2"]
+    assert [one["session_id"] for one in shell.records("session", "list", "--label", "odd=1")] == ["page-1"]
+    assert shell.records("session", "list", "--prefix", "page-", "--active-before", "1h") == []
+    assert len(shell.records("session", "list", "--prefix", "page-", "--active-after", "1h", "--idle")) == 3
+    listed = shell.run("session", "list", "--prefix", "page-", "--limit", "2")
+    assert listed.stdout.splitlines()[1].split("\t")[0] == "page-0"
+    assert f"--after {second['cursor']}" in listed.stderr
+
+
+def test_looking_at_a_session_is_no_use_of_it(shell: Shell) -> None:
+    shell.ok("session", "create", "still-1")
+    [before] = shell.records("session", "show", "still-1")
+    shell.ok("turn", "list", "still-1")
+    assert shell.records("session", "show", "still-1")[0]["last_activity_at"] == before["last_activity_at"]
+
+
+def test_cleanup_removes_what_its_dry_run_lists(shell: Shell) -> None:
+    shell.ok("session", "create", "old-1", "--retention", "1s")
+    shell.ok("session", "create", "old-2", "--retention", "1s")
+    shell.ok("session", "hold", "old-2")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (listed := shell.records("cleanup", "--dry-run")):
+        assert time.monotonic() < deadline
+    assert [one["session_id"] for one in listed] == ["old-1"]
+    assert shell.run("cleanup").returncode == 2
+    assert shell.records("cleanup", "--yes") == listed
+    assert shell.run("session", "show", "old-1").returncode == 4
+    shell.ok("session", "show", "old-2")
+
+
+def test_config_shows_every_value_with_its_origin(shell: Shell) -> None:
+    done = shell.run("--broker-url", "redis://:hidden@h/0", "config", "show", "--json", INTURN_LEASE_SECONDS="30")
+    shown = {record["name"]: record for record in map(json.loads, done.stdout.splitlines())}
+    assert (shown["broker_url"]["value"], shown["broker_url"]["origin"]) == ("redis://:***@h/0", "flag")
+    assert (shown["lease_seconds"]["value"], shown["lease_seconds"]["origin"]) == (
+        30.0,
+        "environment INTURN_LEASE_SECONDS",
+    )
+    assert shown["database_url"]["value"] == f"sqlite:///{shell.home}/inturn.db"
+    assert "lease_seconds\t20\tdefault\n" in shell.ok("config", "show")
+
+
+def test_the_schema_has_a_version(shell: Shell) -> None:
+    assert shell.ok("db", "current") == "none\n"
+    assert shell.run("db", "check").returncode == 1
+    shell.ok("db", "upgrade")
+    assert "already" in shell.run("db", "upgrade").stderr
+    assert shell.run("db", "check").returncode == 0
+    assert shell.ok("db", "current") != "none\n"
+
+
+def test_a_broker_that_is_down_keeps_nobody_from_sending(shell: Shell) -> None:
+    down = ("--broker-url", "redis://127.0.0.1:1/0")
+    sent = shell.run(*down, "send", "calm-1", "hello", "--create")
+    assert (sent.returncode, sent.stdout) == (0, "1.1\n")
+    assert "the broker does not answer; what is sent is stored" in sent.stderr
+    waited = shell.run(*down, "send", "calm-1", "are you there?", "--wait")
+    assert waited.returncode == 69
+    assert "inturn worker" in waited.stderr
+    assert [one["state"] for one in shell.records("turn", "list", "calm-1")] == ["queued", "queued"]
+
+
+def test_turns_can_be_cancelled_and_sent_again(shell: Shell) -> None:
+    turn = shell.ok("send", "again-1", "hello", "--create").strip()
+    assert shell.run("turn", "retry", turn).returncode == 2
+    assert shell.run("turn", "cancel", turn).stderr == f"turn {turn} is cancelled\n"
+    assert shell.run("turn", "cancel", turn).stderr == f"turn {turn} is cancelled already\n"
+    [again] = shell.records("turn", "show", shell.ok("turn", "retry", turn).strip())
+    assert (again["prompt"], again["retry_of"], again["reply"]) == ("hello", 1, None)
+    assert "hello" in shell.ok("turn", "show", again["id"])

@@ -1,0 +1,245 @@
+"""The sweep's verbs: leases of dead workers, lost hints, orphans, on both databases."""
+
+import time
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from inturn.models.clock import now
+from inturn.models.states import Lane, TurnState
+from inturn.models.store import sending, sweeping
+from inturn.models.store.sweeping import Caps
+from inturn.models.tables import LEASES
+from tests.integration.stores import CAPS, WORKER, Store, meet, only_postgresql
+
+
+def test_an_expired_lease_is_taken_over_and_its_turn_waits_again(store: Store):
+    session, fresh = store.session(), store.session("fresh")
+    store.send()
+    store.send("fresh")
+    dead, alive = store.start(session), store.start(fresh)
+    store.expire(session)
+    assert store.rescue_expired() == [session]
+    turn, lease = store.turn(session), store.lease(session)
+    assert (turn.state, turn.rescues, turn.attempts, turn.error_type) == (TurnState.QUEUED, 1, 1, None)
+    assert (lease.owner, lease.token, lease.is_ready) == (None, dead.token + 1, True)
+    assert store.outcomes(session) == [(1, 1, "lost")]
+    assert store.settle(alive), "the other's lease has not run out"
+    assert store.rescue_expired() == []
+
+
+def test_a_dead_owners_leases_are_taken_over_before_they_run_out(store: Store):
+    ids = {key: store.session(key) for key in "abc"}
+    for key, owner in ("a", "dead-1"), ("b", "dead-2"), ("c", WORKER):
+        store.send(key)
+        store.start(ids[key], owner=owner)
+    ready = store.write(sweeping.rescue_owned, ["dead-1", "dead-2", "unheard-of"], CAPS)
+    assert [(each.session_id, each.key, each.lane) for each in ready] == [
+        (ids["a"], "a", Lane.CHAT),
+        (ids["b"], "b", Lane.CHAT),
+    ]
+    assert store.lease(ids["c"]).owner == WORKER
+
+
+def test_a_lease_without_running_turn_is_let_go(store: Store):
+    """Its worker died between the transactions of a bug that is not ours."""
+    session = store.session()
+    store.change(LEASES, LEASES.c.session_id == session, owner="dead", expires_at=now(-1))
+    assert store.rescue_expired() == []
+    assert store.lease(session).owner is None
+
+
+@pytest.mark.parametrize(
+    ("caps", "deaths"), [(Caps(attempts=5, rescues=3), 4), (Caps(attempts=2, rescues=3), 2), (Caps(5, 0), 1)]
+)
+def test_a_turn_that_kills_its_workers_fails_at_the_cap(store: Store, caps: Caps, deaths: int):
+    session = store.session()
+    store.send()
+    store.send(prompt="the next one")
+    for death in range(1, deaths + 1):
+        started = store.start(session)
+        assert (started.number, started.attempts) == (1, death)
+        store.expire(session)
+        assert store.rescue_expired(caps) == [session], "the session is ready again, for this turn or the next"
+    turn = store.turn(session)
+    assert (turn.state, turn.error_type, turn.error_retryable) == (TurnState.FAILED, "worker_lost", True)
+    assert (turn.attempts, turn.rescues) == (deaths, deaths)
+    assert turn.finished_at is not None
+    assert store.outcomes(session) == [(1, number, "lost") for number in range(1, deaths + 1)]
+    assert store.start(session).number == 2
+
+
+def test_rescues_and_attempts_are_counted_apart(store: Store):
+    """Failed attempts do not use up the rescues."""
+    session = store.session()
+    store.send()
+    for _ in range(3):
+        store.settle(store.start(session), TurnState.QUEUED, delay_seconds=0)
+    store.start(session)
+    store.expire(session)
+    store.rescue_expired(Caps(attempts=5, rescues=1))
+    turn = store.turn(session)
+    assert (turn.state, turn.attempts, turn.rescues) == (TurnState.QUEUED, 4, 1)
+
+
+def test_a_rescued_turn_that_was_taken_back_is_cancelled(store: Store):
+    for caps in CAPS, Caps(attempts=1, rescues=0):
+        key = f"s{caps.rescues}"
+        session = store.session(key)
+        store.send(key)
+        store.start(session)
+        sending.cancel(store.database, session, 1)
+        store.expire(session)
+        assert store.rescue_expired(caps) == []
+        turn = store.turn(session)
+        assert (turn.state, turn.error_type) == (TurnState.CANCELLED, None)
+        assert turn.finished_at is not None
+
+
+def test_rescues_by_two_sweeps_at_once_count_once(store: Store, other: Store):
+    session = store.session()
+    store.send()
+    store.start(session)
+    store.expire(session)
+    first = store.rescue_expired
+    if store.is_sqlite:
+        assert meet(first, store, other.rescue_expired) == []
+    else:
+        with store.database.writing() as db:
+            sweeping.rescue_expired(db, CAPS)
+            assert other.rescue_expired() == [], "locked rows are somebody's work already"
+    turn = store.turn(session)
+    assert (turn.rescues, store.lease(session).token) == (1, 2)
+
+
+def test_a_settlement_that_waited_for_the_rescue_comes_too_late(store: Store, other: Store):
+    session = store.session()
+    store.send()
+    started = store.start(session)
+    store.expire(session)
+    assert not meet(store.rescue_expired, store, lambda: other.settle(started))
+    assert store.turn(session).state is TurnState.QUEUED
+    assert store.history(session) == [(1, "user", "hello")]
+
+
+def test_more_leases_than_a_chunk_are_all_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sweeping, "CHUNK", 2)
+    ids = [store.session(key) for key in "abcde"]
+    for key in "abcde":
+        store.send(key)
+        store.start()
+    store.change(LEASES, LEASES.c.owner == WORKER, expires_at=now(-1))
+    rescued: list[int] = []
+    while chunk := store.rescue_expired():
+        assert len(chunk) <= 2
+        rescued += chunk
+    assert sorted(rescued) == ids
+
+
+def test_orphans_are_leases_of_which_no_slot_knows(store: Store):
+    lost, newer, held = (store.session(key) for key in "abc")
+    for key in "abc":
+        store.send(key)
+    tokens = {each.session_id: each.token for each in (store.start(), store.start(), store.start())}
+    # Meanwhile the second was settled and claimed again.
+    store.change(LEASES, LEASES.c.session_id == newer, token=7)
+    asked = {session: token for session, token in tokens.items() if session != held}
+    ready = store.write(sweeping.rescue_orphans, WORKER, asked, CAPS)
+    assert [each.session_id for each in ready] == [lost]
+    assert store.lease(newer).owner == store.lease(held).owner == WORKER
+    assert store.write(sweeping.rescue_orphans, "worker-2", tokens, CAPS) == []
+    assert store.write(sweeping.rescue_orphans, WORKER, {}, CAPS) == []
+    unknown = dict.fromkeys(range(1000, 4000), 1)
+    assert store.write(sweeping.rescue_orphans, WORKER, unknown, CAPS) == [], "as many as a process has slots"
+    assert store.lease(held).owner == WORKER
+
+
+def test_the_sweep_finds_sessions_that_nobody_was_told_about(store: Store):
+    ids = {key: store.session(key) for key in ("lost", "told", "owned", "later", "empty", "batch")}
+    for key in "lost", "told", "owned", "later":
+        store.send(key)
+    store.send("batch", lane=Lane.BATCH)
+    store.start(ids["owned"])
+    changes: dict[str, dict[str, Any]] = {
+        "lost": {"hinted_at": now(-60)},
+        "later": {"ready_at": now(60), "hinted_at": None},
+        "batch": {"hinted_at": None},
+    }
+    for key, values in changes.items():
+        store.change(LEASES, LEASES.c.session_id == ids[key], **values)
+
+    def found(lane: Lane, stale: float, limit: int = 10) -> list[str]:
+        return [each.key for each in store.write(sweeping.unhinted, lane, stale, limit)]
+
+    assert found(Lane.CHAT, 10) == ["lost"]
+    assert found(Lane.CHAT, 10) == [], "it counts as told now"
+    assert found(Lane.BATCH, 10) == ["batch"]
+    assert found(Lane.MAINTENANCE, 0) == []
+    assert sorted(found(Lane.CHAT, 0)) == ["lost", "told"], "the queue is empty, so all hints were lost"
+    assert len(found(Lane.CHAT, 0, limit=1)) == 1
+
+
+def test_a_retry_is_hinted_again_when_it_is_due(store: Store):
+    session = store.session()
+    store.send()
+    store.settle(store.start(session), TurnState.QUEUED, delay_seconds=0.05)
+    store.change(LEASES, LEASES.c.session_id == session, hinted_at=now())
+    assert store.write(sweeping.unhinted, Lane.CHAT, 60, 10) == []
+    store.change(LEASES, LEASES.c.session_id == session, ready_at=now(-0.5), hinted_at=now(-1))
+    assert [each.session_id for each in store.write(sweeping.unhinted, Lane.CHAT, 60, 10)] == [session]
+
+
+@only_postgresql
+def test_sweeps_at_once_hint_a_session_once(store: Store, other: Store):
+    session = store.session()
+    store.send()
+    store.change(LEASES, LEASES.c.session_id == session, hinted_at=None)
+    with store.database.writing() as db:
+        assert len(sweeping.unhinted(db, Lane.CHAT, 0, 10)) == 1
+        assert other.write(sweeping.unhinted, Lane.CHAT, 0, 10) == []
+
+
+def test_the_heartbeat_renews_what_runs_out_and_names_all_that_is_held(store: Store):
+    ids = [store.session(key) for key in "abcd"]
+    for key in "abcd":
+        store.send(key)
+    for session in ids[:2]:
+        store.start(session, lease=10)
+    store.start(ids[2], lease=60)
+    store.start(ids[3], owner="worker-2", lease=10)
+    before = [store.lease(session).expires_at for session in ids]
+    held = store.write(sweeping.extend, WORKER, 100, 30)
+    assert held == dict.fromkeys(ids[:3], 1)
+    moved = [store.lease(session).expires_at > was for session, was in zip(ids, before, strict=True)]
+    assert moved == [True, True, False, False]
+    assert store.rescue_expired() == []
+
+
+@only_postgresql
+def test_the_heartbeat_waits_for_nobody(store: Store, other: Store):
+    session = store.session()
+    store.send()
+    store.start(session, lease=10)
+    with other.database.writing() as db:
+        db.execute(select(LEASES).where(LEASES.c.session_id == session).with_for_update())
+        assert store.write(sweeping.extend, WORKER, 100, 30) == {session: 1}, "held, though not renewed"
+
+
+def test_the_heartbeat_does_not_name_what_somebody_else_holds(store: Store):
+    session = store.session()
+    store.send()
+    store.start(session)
+    store.expire(session)
+    store.rescue_expired()
+    store.start(session, owner="worker-2")
+    assert store.write(sweeping.extend, WORKER, 100, 30) == {}
+    assert store.turn(session).state is TurnState.RUNNING
+
+
+def test_the_databases_clock_goes_on_within_a_transaction(store: Store):
+    with store.database.writing() as db:
+        before = sweeping.database_time(db)
+        assert abs(before - time.time()) < 5
+        time.sleep(0.05)
+        assert 0.04 < sweeping.database_time(db) - before < 5
