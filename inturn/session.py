@@ -257,7 +257,9 @@ class Turn:
         """Take the prompt back. A waiting turn is cancelled at once and never calls a model; a running one's call is
         broken off within two seconds. Twice is harmless; a reply that is stored already stays.
 
-        Returns: False if the turn was final already.
+        Returns:
+            Whether it could still be taken back. A running turn becomes ``cancelled`` a moment later: ``wait`` for it
+            (TurnCancelledError) before you ``retry``.
         """
         connections = self._client.connections
         found, ready = sending.cancel(connections.database, self._row.session_id, self._row.number)

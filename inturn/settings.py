@@ -123,7 +123,9 @@ class Settings(BaseSettings):
     concurrency: Count = Field(1000, description="Sessions that one worker process serves at once. Default 1000.")
     slice_turns: Count = Field(64, description="Turns a task works off before it goes back into the queue. Default 64.")
     slice_seconds: Positive = Field(60, description="Time a task works before it goes back into the queue. Default 60.")
-    shutdown_grace_seconds: Positive = Field(130, description="How long a stopping worker may take. Default 130.")
+    shutdown_grace_seconds: Positive = Field(
+        130, description="How long `inturn up` lets a stopping worker take. Default 130."
+    )
     retry_base_seconds: Positive = Field(1, description="Wait before the first retry; doubles. Default 1.")
     retry_cap_seconds: Positive = Field(60, description="Longest wait before a retry. Default 60.")
     ledger_gap_seconds: Positive = Field(0.02, description="Shortest time between two commits. Default 0.02.")

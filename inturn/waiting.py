@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 SILENT_HEARTBEATS = 3
 LOOK_FOR_WORKERS_SECONDS = 2.0
-NOBODY_SECONDS = 5.0
-"""A worker that is being restarted is away for less."""
+NOBODY_SECONDS = 10.0
+"""A worker that is being started is there in less, also on a busy machine."""
 
 
 def in_seconds(timeout: float | timedelta | None) -> float | None:

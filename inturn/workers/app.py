@@ -42,7 +42,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": broker_url(settings),
         "include": ["inturn.workers.tasks"],
-        "task_queues": [Queue(str(lane)) for lane in Lane],
+        "task_queues": [Queue(str(lane), routing_key=str(lane)) for lane in Lane],
         "task_default_queue": str(Lane.CHAT),
         "task_create_missing_queues": False,
         "task_serializer": "json",

@@ -64,6 +64,8 @@ class Hints:
     def __init__(self, app: Celery) -> None:
         self.app = app
         self.failed = 0
+        # An embedded broker that nobody has started yet is no trouble: whoever waits for a reply starts it.
+        self._level = logging.DEBUG if app.settings.has_embedded_broker else logging.WARNING
         self._closed_until = 0.0
 
     def publish(self, work: HasWork, key: str) -> bool:
@@ -80,9 +82,8 @@ class Hints:
             self._closed_until = now + (
                 BREAKER_SECONDS if now - began > BROKER_TIMEOUT_SECONDS / 2 else REFUSED_SECONDS
             )
-            logger.warning(
-                "action=hint_failed session=%s reason=%r: workers will find it by themselves", key, str(error)
-            )
+            missed = "action=hint_failed session=%s reason=%r: workers will find it by themselves"
+            logger.log(self._level, missed, key, str(error))
             return False
         return True
 

@@ -36,7 +36,7 @@ from inturn.workers.stack import (
 TICK_SECONDS = 0.2
 ENTER_SECONDS = 1.0  # others look at the lock by taking it for a moment, so that one refusal means nothing
 ORPHAN_GRACE_SECONDS = 10.0
-LINGER_SECONDS = 2.0
+LINGER_SECONDS = 10.0  # a person who types one command after the other waits for one start only
 BROKER = "broker"
 
 
