@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+import orjson
+
 from inturn.models.content import storable_json
 from inturn.models.errors import InvalidInputError
 from inturn.models.states import Retention, Role
@@ -147,8 +149,8 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """As they are stored. Raises: InvalidInputError."""
     stored: dict[str, Any] = storable_json(dict(options or {}))
     try:
-        json.dumps(stored, allow_nan=False)
-    except ValueError as error:  # Python writes NaN, and a worker that cannot read it cannot claim
+        orjson.loads(json.dumps(stored))  # as the database gets it, and as a worker reads it when it claims
+    except ValueError as error:
         raise InvalidInputError(f"options hold a number that JSON does not have ({error})") from None
     return stored
 

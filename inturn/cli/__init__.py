@@ -12,7 +12,8 @@ import click
 from inturn import __version__
 from inturn.cli import render
 from inturn.cli.exits import Exit, exit_code
-from inturn.cli.invocation import Invocation
+from inturn.cli.invocation import global_flags
+from inturn.cli.words import sentence
 from inturn.models.errors import InturnError
 
 
@@ -69,20 +70,17 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--home", metavar="DIR", help="Where the embedded database and broker live. [INTURN_HOME]")
-@click.option("--database-url", metavar="URL", help="postgresql://... or sqlite:///... [INTURN_DATABASE_URL]")
-@click.option("--broker-url", metavar="URL", help="redis://..., rediss://... or unix://... [INTURN_BROKER_URL]")
+@global_flags(hidden=False)
 @click.version_option(__version__, prog_name="inturn", message="%(prog)s %(version)s")
-@click.pass_context
-def cli(ctx: click.Context, /, **flags: str | None) -> None:
+def cli() -> None:
     """inturn answers conversations in turn.
 
-    Start with `inturn chat`: it needs no server, no key and no configuration.
+    Start with `inturn chat`: it needs no server, no key and no configuration. The options may stand behind the command,
+    too.
 
     Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 69 database, broker or provider unreachable, 124 wait timed out,
     130 interrupted. With --json, every line on stdout is one JSON object.
     """  # noqa: D403 (its name is written small)
-    ctx.obj = Invocation(dict(flags))
 
 
 def main() -> None:
@@ -107,12 +105,13 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
-        return Exit.INTERRUPTED
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt) as error:
+        _pass_on_notes(error.__cause__ or error)  # click makes an Abort out of Ctrl-C
         return Exit.INTERRUPTED
     except InturnError as error:
-        return _failed(str(error), exit_code(error))
+        code = _failed(sentence(error), exit_code(error))
+        _pass_on_notes(error)
+        return code
     except OSError as error:
         return _failed(str(error), Exit.FAILURE)
     except Exception as error:  # noqa: BLE001 (a traceback is no answer to who typed a command)
@@ -120,8 +119,13 @@ def run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else Exit.OK
 
 
-def _failed(sentence: str, code: Exit) -> Exit:
+def _failed(reason: str, code: Exit) -> Exit:
     if os.environ.get("INTURN_DEBUG"):
         render.talk(traceback.format_exc().rstrip())
-    render.complain(sentence)
+    render.complain(reason)
     return code
+
+
+def _pass_on_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        render.talk(note)

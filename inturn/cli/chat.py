@@ -41,7 +41,8 @@ def opened(client: "Client", session_id: str | None, model: str | None, system_m
     else:
         session = client.resume_session(metadata.session_id, model=model, system_message=system_message)
         model = session.metadata().model
-        render.talk(f"session {session.session_id}, model {model}, {metadata.turns} turns so far. Ctrl-D ends the chat")
+        turns = render.counted(metadata.turns, "turn")
+        render.talk(f"session {session.session_id}, model {model}, {turns} so far. Ctrl-D ends the chat")
     return session
 
 

@@ -24,7 +24,11 @@ def cleanup(invocation: Invocation, dry_run: bool, yes: bool, as_json: bool) -> 
     """
     with invocation.client() as client:
         due = client.cleanup(dry_run=True) if dry_run or not yes else None
-        if due and not dry_run and not render.ask(f"Remove {len(due)} sessions for good? (--dry-run lists them)"):
+        if (
+            due
+            and not dry_run
+            and not render.ask(f"Remove {render.counted(len(due), 'session')} for good? (--dry-run lists them)")
+        ):
             raise click.Abort
         print_removals(due if dry_run and due is not None else client.cleanup(), dry_run, as_json)
 
@@ -35,6 +39,8 @@ def print_removals(removals: "list[Removal]", dry_run: bool, as_json: bool) -> N
             render.json_line(asdict(removal))
         return
     rows = [(one.session_id, one.rule, one.turns, one.messages, one.last_activity_at) for one in removals]
-    render.table(["session", "rule", "turns", "messages", "last activity"], rows, empty="nothing is due for removal")
+    columns = ["session", "rule", "turns", "messages", "last activity"]
+    render.table(columns, rows, empty="nothing is due for removal", gives_way=["messages", "turns"])
     if removals:
-        render.talk(f"{len(removals)} sessions {'would be' if dry_run else 'are'} removed")
+        done = "would be" if dry_run else "is" if len(removals) == 1 else "are"
+        render.talk(f"{render.counted(len(removals), 'session')} {done} removed")

@@ -1,11 +1,12 @@
 """``inturn config``: the settings, as they are and where they come from."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from inturn.cli import render
-from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 
 if TYPE_CHECKING:
     from inturn.settings import Settings
@@ -24,6 +25,7 @@ def effective(settings: "Settings") -> dict[str, Any]:
 
 
 @click.group()
+@global_flags()
 def config() -> None:
     """Show every setting and where it comes from."""
 
@@ -43,5 +45,19 @@ def show(invocation: Invocation, as_json: bool) -> None:
             about = {"origin": origins[name], "description": fields[name].description}
             render.json_line({"name": name, "value": value, **about})
     else:
-        rows = [(name, value if value != {} else None, origins[name]) for name, value in values.items()]
+        rows = [(name, value, origins[name.partition(".")[0]]) for name, value in one_by_one(values)]
         render.table(["setting", "value", "origin"], rows, empty="")
+
+
+def one_by_one(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting by its name, and every provider as ``providers.NAME``, with what is set of it."""
+    from inturn.settings import ProviderSettings
+
+    usual = ProviderSettings.model_fields
+    for name, value in values.items():
+        if name == "providers" and value:
+            for provider, fields in value.items():
+                chosen = {field: one for field, one in fields.items() if one != usual[field].default}
+                yield f"providers.{provider}", chosen
+        else:
+            yield name, value if value != {} else None

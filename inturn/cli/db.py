@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from inturn.cli import render
-from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 
 if TYPE_CHECKING:
     from inturn.models.database import Database
@@ -20,6 +20,7 @@ def database_of(invocation: Invocation) -> "closing[Database]":
 
 
 @click.group()
+@global_flags()
 def db() -> None:
     """Upgrade and check the database's schema."""
 

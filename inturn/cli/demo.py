@@ -28,7 +28,7 @@ STOPS = (signal.SIGTERM, signal.SIGHUP)
 def demo(invocation: Invocation, keep: bool) -> int:
     """See what inturn is for, in about a minute.
 
-    Runs real commands and shows them, in a temporary home that is removed at the end (with `inturn --home DIR demo`: in
+    Runs real commands and shows them, in a temporary home that is removed at the end (with `inturn demo --home DIR`: in
     a new directory, which is kept). Nothing of yours is touched. It is a real check as well: it ends with 1 when
     something is not as it says.
     """

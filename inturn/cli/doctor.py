@@ -26,9 +26,9 @@ OTHER_VARIABLES = {"INTURN_DEBUG"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the check-up. ``warn`` is worth a look; ``fail`` keeps inturn from working."""
+    """One line of the check-up. ``note`` is good to know, ``warn`` worth a look; ``fail`` keeps inturn from working."""
 
-    state: Literal["ok", "warn", "fail"]
+    state: Literal["ok", "note", "warn", "fail"]
     subject: str
     sentence: str
 
@@ -156,7 +156,7 @@ def check_model(settings: "Settings") -> Iterator[Finding]:
         )
     elif providers[used].type == "echo":
         yield Finding(
-            "warn", "model", f"{model} is no real model, it only echoes: set OPENAI_API_KEY or add a provider"
+            "note", "model", f"{model} is no real model, it only echoes: set OPENAI_API_KEY or add a provider"
         )
     else:
         yield Finding("ok", "model", f"{model}, at {providers[used].base_url}")
@@ -195,7 +195,7 @@ def check_sqlite(settings: "Settings") -> Iterator[Finding]:
             f"SQLite {sqlite3.sqlite_version} may, very rarely, damage a database with several writers (WAL reset"
         )
         yield Finding(
-            "warn", "sqlite", f"{sentence} bug): a Python with SQLite 3.51.3 or later, or PostgreSQL, does not"
+            "note", "sqlite", f"{sentence} bug): a Python with SQLite 3.51.3 or later, or PostgreSQL, does not"
         )
     if settings.broker_url:
         yield Finding("warn", "settings", "a SQLite file with a broker of its own: all workers must be on this machine")

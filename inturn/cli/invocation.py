@@ -2,9 +2,10 @@
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import click
 
@@ -14,10 +15,20 @@ if TYPE_CHECKING:
     from inturn.client import Client
     from inturn.settings import Settings
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FLAGS = {
+    "home": ("DIR", "Where the embedded database and broker live. [INTURN_HOME]"),
+    "database_url": ("URL", "postgresql://... or sqlite:///... [INTURN_DATABASE_URL]"),
+    "broker_url": ("URL", "redis://..., rediss://... or unix://... [INTURN_BROKER_URL]"),
+}
+
 
 @dataclass
 class Invocation:
-    """The global flags; a flag that was not given is None. Settings and client are imported by who needs them."""
+    """The global flags that were given. Settings and client are imported by who needs them."""
 
     flags: dict[str, Any] = field(default_factory=dict)
 
@@ -59,4 +70,25 @@ class Remarks(logging.Handler):
             render.talk(self.SENTENCES.get(action) or record.getMessage())
 
 
-pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
+def global_flags(*, hidden: bool = True) -> Callable[[Function], Function]:
+    """Let a command or group take the global flags; ``inturn --help`` alone shows them."""
+
+    def declare(function: Function) -> Function:
+        for name, (metavar, text) in reversed(FLAGS.items()):
+            flag = f"--{name.replace('_', '-')}"
+            function = click.option(
+                flag, metavar=metavar, help=text, hidden=hidden, expose_value=False, callback=_note_flag
+            )(function)
+        return function
+
+    return declare
+
+
+def _note_flag(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is not None and option.name:
+        context.ensure_object(Invocation).flags[option.name] = value  # the one that stands last is read last
+
+
+def pass_invocation(command: Callable[Concatenate[Invocation, Arguments], Result]) -> Callable[Arguments, Result]:
+    """Hand the invocation to a command, behind whose name the global flags may stand, too; the last one counts."""
+    return global_flags()(click.make_pass_decorator(Invocation, ensure=True)(command))

@@ -6,7 +6,9 @@ With ``--json`` every line on stdout is one JSON object: one line for one thing,
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
@@ -24,8 +26,12 @@ ESCAPES = re.compile(
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # CSI: colours, cursor, clear screen
     r"|\x1b[ -/]*[0-~]?"
 )
+COMMANDS = re.compile(r"`[^`]*`")
+PROMPTS = re.compile(r"^(?:\$|>>>|\.\.\.)(?= |$)", re.MULTILINE)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 PLAIN_STEPS = 10
+VERDICT_INDENT = 18
+COLOURS = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 
 
 class Progress(Protocol):
@@ -75,12 +81,13 @@ def data(text: str) -> None:
 
 def talk(sentence: str) -> None:
     """A remark to whoever sits there, to stderr."""
-    click.echo(clean(sentence), err=True, color=color())
+    click.echo(_wrapped_for(sys.stderr, clean(sentence)), err=True, color=color())
 
 
 def complain(sentence: str) -> None:
     """Why it did not work, to stderr."""
-    click.echo(f"{click.style('inturn:', fg='red', bold=True)} {clean(sentence)}", err=True, color=color())
+    name, _, reason = _wrapped_for(sys.stderr, f"inturn: {clean(sentence)}").partition(":")
+    click.echo(f"{click.style(f'{name}:', fg='red', bold=True)}{reason}", err=True, color=color())
 
 
 def ask(question: str) -> bool:
@@ -99,9 +106,14 @@ def read_prompt(label: str) -> str | None:
     if sys.stdin.isatty():
         # readline edits the line and keeps a history in memory; it writes its prompt to stdout unless told otherwise.
         import readline  # noqa: F401
+    label = label if sys.stdin.isatty() and sys.stdout.isatty() else ""
     try:
-        return input(label if sys.stdin.isatty() and sys.stdout.isatty() else "")
-    except EOFError:
+        return input(label)
+    except (EOFError, KeyboardInterrupt) as end:
+        if label:
+            click.echo()  # what is said next does not belong on its line
+        if isinstance(end, KeyboardInterrupt):
+            raise
         return None
 
 
@@ -120,24 +132,53 @@ def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """Rows under headings: a table in a terminal, tab-separated lines elsewhere (whole values, fit for cut and awk)."""
-    cells = [[cell(value) for value in row] for row in rows]
-    if not cells:
-        talk(empty)
-        return
-    if not sys.stdout.isatty():
-        for row in [[column.upper() for column in columns], *cells]:
-            click.echo("\t".join(row))
-        return
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, gives_way: Sequence[str] = ()
+) -> None:
+    """Rows under headings: a table in a terminal, tab-separated lines elsewhere (whole values, fit for cut and awk).
 
-    grid = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
-    for row in cells:
-        grid.add_row(*map(Text, row))  # as Text, or [brackets] in stored words would be read as markup
-    _console(sys.stdout).print(grid)
+    Args:
+        empty: what is said when there are none.
+        gives_way: columns that may be shortened or left out where a terminal is too narrow, the first one first.
+    """
+    values, headings = list(rows), [column.upper() for column in columns]
+    if not values:
+        talk(empty)
+    elif sys.stdout.isatty():
+        _fitted_table(headings, values, [column.upper() for column in gives_way])
+    else:
+        for row in [headings, *values]:
+            click.echo("\t".join(map(cell, row)))
+
+
+def _fitted_table(headings: Sequence[str], rows: list[Sequence[object]], gives_way: Sequence[str]) -> None:
+    from inturn.cli.layout import fitted, short_date
+
+    cells = [[short_date(value) if isinstance(value, datetime) else cell(value) for value in row] for row in rows]
+    heading, *lines = fitted(headings, cells, shutil.get_terminal_size().columns, gives_way)
+    click.secho(heading, bold=True, color=color())
+    for line in lines:
+        click.echo(line, color=color())
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of whole words; a command in backticks is not torn apart."""
+    kept = COMMANDS.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    lines = textwrap.wrap(kept, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _wrapped_for(stream: TextIO, text: str) -> str:
+    """The text as it is, or for a terminal with its long lines broken between words."""
+    width = shutil.get_terminal_size().columns
+    if not stream.isatty():
+        return text
+    return "\n".join("\n".join(wrapped(line, width)) if len(line) > width else line for line in text.split("\n"))
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 session``, ``2 sessions``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def records(lines: Iterable[tuple[str, object]]) -> None:
@@ -148,15 +189,31 @@ def records(lines: Iterable[tuple[str, object]]) -> None:
         click.echo(f"{click.style(f'{name}:'.ljust(width), bold=True)} {value}", color=color())
 
 
+def heading(text: str) -> None:
+    """What begins here."""
+    click.secho(f"\n{clean(text)}", fg="cyan", bold=True, color=color())
+
+
+def command(lines: str) -> None:
+    """What is typed: a command behind ``$``, or Python behind ``>>>`` and ``...``."""
+    click.echo(PROMPTS.sub(lambda found: click.style(found[0], fg="green", bold=True), clean(lines)), color=color())
+
+
 def utterance(speaker: str, text: str) -> None:
     """One message of a conversation."""
     click.echo(f"{click.style(f'{clean(speaker)}:', bold=True)} {clean(text)}", color=color())
 
 
 def verdict(state: str, subject: str, sentence: str) -> None:
-    """One line of a check-up: ``ok``, ``warn`` or ``fail``, about what, and what to do."""
-    colour = {"ok": "green", "warn": "yellow"}.get(state, "red")
-    click.echo(f"{click.style(state.ljust(4), fg=colour)}  {subject:<10}  {clean(sentence)}", color=color())
+    """One line of a check-up: ``ok``, ``note``, ``warn`` or ``fail``, about what, and what to do.
+
+    In a terminal a sentence that is longer goes on under its own beginning.
+    """
+    lines = [clean(sentence)]
+    if sys.stdout.isatty():
+        lines = wrapped(lines[0], max(shutil.get_terminal_size().columns - VERDICT_INDENT, VERDICT_INDENT))
+    sign, rest = click.style(state.ljust(4), fg=COLOURS[state]), f"\n{' ' * VERDICT_INDENT}".join(lines)
+    click.echo(f"{sign}  {subject:<10}  {rest}", color=color())
 
 
 def waiting(remark: str) -> AbstractContextManager[object]:

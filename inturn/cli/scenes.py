@@ -54,14 +54,14 @@ def play(stage: Stage) -> None:
         CheckFailedError: It is not true.
     """
     began = time.monotonic()
-    render.utterance("inturn demo", "a conversation that survives everything, in about a minute")
+    render.heading("inturn demo: a conversation that survives everything, in about a minute")
     say(
         f"It runs in {stage.home} and touches nothing else. What stands behind $ and >>> really runs; "
         "to type it yourself, begin with"
     )
     if shutil.which("inturn") is None:
-        render.data(f"$ export PATH={Path(sys.executable).parent}:$PATH")
-    render.data(f"$ export INTURN_HOME={stage.home}")
+        render.command(f"$ export PATH={Path(sys.executable).parent}:$PATH")
+    render.command(f"$ export INTURN_HOME={stage.home}")
     scenes: list[tuple[str, Callable[[Stage], None]]] = [
         ("one command, and nothing to set up", set_up),
         ("a conversation, under an ID of your own", talk),
@@ -71,8 +71,7 @@ def play(stage: Stage) -> None:
         ("look around, and leave nothing running", look_around),
     ]
     for number, (title, act) in enumerate(scenes, 1):
-        render.data("")
-        render.utterance(f"Scene {number} of {len(scenes)}", title)
+        render.heading(f"Scene {number} of {len(scenes)}: {title}")
         act(stage)
     render.data("")
     say(f"That took {time.monotonic() - began:.0f} s. `inturn chat` begins a conversation of your own.")
@@ -108,7 +107,7 @@ def come_back(stage: Stage) -> None:
 
 
 def ask_the_crowd(stage: Stage) -> None:
-    render.data(
+    render.command(
         ">>> client = inturn.Client()\n"
         '>>> latency = {"latency": [0.05, 0.3]}  # seconds that the stand-in takes\n'
         '>>> crowd = [client.create_session(f"user-{n}-support", model="echo/echo")\n'
@@ -131,7 +130,7 @@ def ask_the_crowd(stage: Stage) -> None:
 
 
 def kill_a_worker(stage: Stage) -> None:
-    render.data(
+    render.command(
         '>>> latency = {"latency": [0.5, 1.5]}  # slower, to have calls in hand\n'
         '>>> crowd = [client.resume_session(f"user-{n}-support")\n'
         "...          for n in range(201, 301)]\n"
@@ -145,15 +144,16 @@ def kill_a_worker(stage: Stage) -> None:
         sent = send_all(stage, crowd, LATE_QUESTIONS, SLOW, killer.look)
         if not killer.pid:
             raise CheckFailedError("no worker had enough in hand to be worth a kill")
-        render.data(f"$ kill -9 {killer.pid}  # {killer.circumstances}")
+        render.command(f"$ kill -9 {killer.pid}  # {killer.circumstances}")
         render.data(stage.up_said("killed by"))
         figures = Figures.of(stage, LATE_QUESTIONS)
         check_replies(figures, sent)
         check_order(crowd, range(1, LATE_QUESTIONS.stop))
+    died = render.counted(figures.rescues, "turn")
     check(
         figures.rescues > 0 and figures.last_rescue is not None,
         "rescued",
-        f"{figures.rescues} turns died with it, and {figures.tried_again} took a second attempt",
+        f"{died} died with it, and {figures.tried_again} took a second attempt",
         "the worker was killed with turns in hand, and none was rescued",
     )
     render.verdict(

@@ -7,6 +7,7 @@ import click
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.records import message_record, turn_record
+from inturn.cli.words import way_back
 from inturn.models.states import ProcessKind
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any
         session = target(client, session_id, choices["create"], choices["model"])
         turn = session.send(text, idempotency_key=choices["idempotency_key"], when_busy=choices["when_busy"])
         if choices["wait"] or choices["timeout"]:
-            print_reply(turn, choices["timeout"] or 60.0, choices["as_json"])
+            print_reply(client, turn, choices["timeout"] or 60.0, choices["as_json"])
         else:
             print_turn(client, turn, choices["as_json"])
 
@@ -53,8 +54,9 @@ def target(client: "Client", session_id: str, create: bool, model: str | None) -
     return client.get_or_create_session(session_id, model=model) if create else client.resume_session(session_id)
 
 
-def print_reply(turn: "Turn", timeout: float, as_json: bool) -> None:
-    with render.waiting(f"waiting for turn {turn.id} ..."):
+def print_reply(client: "Client", turn: "Turn", timeout: float, as_json: bool) -> None:
+    embedded = client.settings.is_embedded
+    with way_back(turn, embedded=embedded), render.waiting(f"waiting for turn {turn.id} ..."):
         message = turn.wait(timeout)
     if as_json:
         render.json_line(message_record(message))

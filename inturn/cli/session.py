@@ -1,21 +1,19 @@
 """``inturn session``: create, list, show, delete, hold and release."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from inturn.cli import render
-from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.records import message_record, session_record
 from inturn.cli.values import json_pair, moment, pair, retention_rule
-
-if TYPE_CHECKING:
-    pass
 
 SPEAKERS = {"user.message": "you", "assistant.message": "assistant", "system.message": "system"}
 
 
 @click.group()
+@global_flags()
 def session() -> None:
     """Create, list, show, delete, hold and release sessions."""
 
@@ -59,7 +57,7 @@ def list_(invocation: Invocation, /, as_json: bool, limit: int | None, **filters
         listed = list(found)
     columns = ["session", "model", "turns", "busy", "held", "last activity", "labels"]
     rows = [(s.session_id, s.model, s.turns, s.busy, s.held, s.last_activity_at, s.labels) for s in listed]
-    render.table(columns, rows, empty="no sessions. `inturn chat` begins one")
+    render.table(columns, rows, empty="no sessions. `inturn chat` begins one", gives_way=["labels", "model"])
     if limit and len(listed) == limit:
         render.talk(f"there may be more: --after {listed[-1].cursor}")
 
@@ -93,7 +91,8 @@ def delete(invocation: Invocation, session_id: str, yes: bool) -> None:
     """Delete a session with everything in it, for good."""
     with invocation.client() as client:
         metadata = client.get_session(session_id).metadata()
-        if not yes and not render.ask(f"Delete session {session_id} with its {metadata.messages} messages for good?"):
+        messages = render.counted(metadata.messages, "message")
+        if not yes and not render.ask(f"Delete session {session_id} with its {messages} for good?"):
             raise click.Abort
         client.delete_session(session_id)
     render.talk(f"session {session_id} is deleted")

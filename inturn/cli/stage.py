@@ -8,7 +8,6 @@ import shlex
 import signal
 import sqlite3
 import subprocess
-import textwrap
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -44,7 +43,7 @@ def check(holds: bool, subject: str, sentence: str, otherwise: str) -> None:
 
 def say(text: str) -> None:
     """A sentence or two between the commands, as wide as a terminal is at least."""
-    render.data("\n".join(textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)))
+    render.data("\n".join(render.wrapped(text, WIDTH)))
 
 
 class Stage:
@@ -62,7 +61,7 @@ class Stage:
         Raises:
             CheckFailedError: It ended with another code than 0.
         """
-        render.data(f"$ {command}")
+        render.command(f"$ {command}")
         words, output = shlex.split(command), None if table else subprocess.PIPE
         program = inturn_command(*words[1:]) if words[0] == "inturn" else words
         done = subprocess.run(program, stdin=subprocess.DEVNULL, stdout=output, text=True, check=False)
@@ -78,7 +77,7 @@ class Stage:
         Raises:
             CheckFailedError: It ends, or does not get ready in time.
         """
-        render.data("$ inturn up --workers 2 &")
+        render.command("$ inturn up --workers 2 &")
         began = time.monotonic()
         self._up = launch_program(inturn_command("up", "--workers", "2"), os.environ, self._log)
         while not ((stack := running_stack(self.home)) and stack.ready):
@@ -98,7 +97,7 @@ class Stage:
         """
         assert self._up is not None, "start comes first"
         running, said = (StackInfo.read(self.home) or StackInfo()).children, self._log.read_text()
-        render.data(f"$ kill {self._up.pid}")
+        render.command(f"$ kill {self._up.pid}")
         self._up.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._up.wait(STOP_SECONDS)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from inturn.cli import render
-from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.records import turn_record
 from inturn.models.states import TurnState
 
@@ -17,6 +17,7 @@ PROMPT_POSITION = 1
 
 
 @click.group()
+@global_flags()
 def turn() -> None:
     """List, show, cancel and retry turns."""
 
@@ -36,7 +37,12 @@ def list_(invocation: Invocation, session_id: str, state: str | None, as_json: b
                 render.json_line(turn_record(one))
             return
         rows = [(t.id, t.state, t.attempts, t.created_at, shortened(t.prompt)) for t in turns]
-    render.table(["turn", "state", "attempts", "sent", "prompt"], rows, empty=f"session {session_id} has no such turns")
+    render.table(
+        ["turn", "state", "attempts", "sent", "prompt"],
+        rows,
+        empty=f"session {session_id} has no such turns",
+        gives_way=["prompt"],
+    )
 
 
 def shortened(prompt: str) -> str:

@@ -114,6 +114,7 @@ def test_waiting_may_take_too_long_and_the_turn_goes_on(shell: Shell) -> None:
     late = shell.run("send", "slow-1", "slowly", "--timeout", "0.5")
     assert late.returncode == 124
     assert "inturn turn show" in late.stderr
+    assert "turn.wait" not in late.stderr
     [turn] = shell.records("turn", "list", "slow-1")
     assert turn["state"] in ("queued", "running")
     assert shell.run("send", "slow-1", "more", "--when-busy", "reject").returncode == 1
@@ -138,6 +139,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_turn(shell: Shell) -> None:
     _, said = waiting.communicate(timeout=PATIENCE_SECONDS)
     assert waiting.returncode == 130
     assert b"Traceback" not in said
+    assert b"inturn turn show" in said
     [turn] = shell.records("turn", "list", "slow-2")
     assert turn["state"] == "running"
     shell.ok("turn", "cancel", turn["id"])
@@ -205,7 +207,7 @@ def test_a_chat_in_a_terminal(shell: Shell) -> None:
         screen.wait_for(b"was cancelled")
         screen.wait_for(b"you: ")
         screen.type(b"\x04")
-        screen.wait_for(b"inturn chat tty-1")
+        screen.wait_for(b"\r\neverything is kept: `inturn chat tty-1`")
         assert chat.wait(PATIENCE_SECONDS) == 0
     assert [one["state"] for one in shell.records("turn", "list", "tty-1")] == ["cancelled"]
 

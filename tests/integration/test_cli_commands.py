@@ -61,7 +61,7 @@ def test_a_session_from_its_creation_to_its_end(shell: Shell) -> None:
     expected = {"session_id": "ann-1", "labels": {"team": "red"}, "options": {"temperature": 0.2}, "retention": "7d"}
     assert record | expected == record
     assert (record["system_message"], record["context_turns"], record["busy"]) == ("Be brief.", 3, False)
-    assert shell.run("session", "create", "ann-1").returncode == 1
+    assert "go on with `inturn chat ann-1`" in shell.run("session", "create", "ann-1").stderr
 
     shell.ok("session", "hold", "ann-1")
     assert "\tyes\tno\t" not in shell.ok("session", "list", "--prefix", "ann-1")
@@ -156,6 +156,7 @@ def test_cleanup_removes_what_its_dry_run_lists(shell: Shell) -> None:
     while not (listed := shell.records("cleanup", "--dry-run")):
         assert time.monotonic() < deadline
     assert [one["session_id"] for one in listed] == ["old-1"]
+    assert shell.run("cleanup", "--dry-run").stderr == "1 session would be removed\n"
     assert shell.run("cleanup").returncode == 2
     assert shell.records("cleanup", "--yes") == listed
     assert shell.run("session", "show", "old-1").returncode == 4
@@ -172,6 +173,8 @@ def test_config_shows_every_value_with_its_origin(shell: Shell) -> None:
     )
     assert shown["database_url"]["value"] == f"sqlite:///{shell.home}/inturn.db"
     assert "lease_seconds\t20\tdefault\n" in shell.ok("config", "show")
+    (shell.home.parent / "inturn.toml").write_text('[providers.lab]\nbase_url = "http://lab/v1"\n')
+    assert "providers.lab\tbase_url=http://lab/v1\t./inturn.toml\n" in shell.ok("config", "show")
 
 
 def test_the_schema_has_a_version(shell: Shell) -> None:
@@ -191,6 +194,7 @@ def test_a_broker_that_is_down_keeps_nobody_from_sending(shell: Shell) -> None:
     waited = shell.run(*down, "send", "calm-1", "are you there?", "--wait")
     assert waited.returncode == 69
     assert "inturn worker" in waited.stderr
+    assert "`inturn turn show 1.2` has the reply" in waited.stderr
     assert [one["state"] for one in shell.records("turn", "list", "calm-1")] == ["queued", "queued"]
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,8 @@ import inturn
 from inturn import cli
 from inturn.cli import render
 from inturn.cli.exits import Exit, exit_code
+from inturn.cli.invocation import Invocation
+from inturn.cli.words import sentence, way_back
 from inturn.models import errors
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +161,50 @@ def test_failures_become_a_sentence_and_a_code(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("words", [("session", "list"), ("chat",), ("demo",), ("db", "check")])
+def test_global_flags_may_stand_anywhere_and_the_last_one_counts(words: tuple[str, ...]) -> None:
+    heard = Invocation()
+    context = cli.cli.make_context("inturn", ["--home", "a", "--broker-url", "b", *words], obj=heard)
+    command: click.Command = cli.cli
+    for number, word in enumerate(words):
+        assert isinstance(command, click.Group)
+        found = command.get_command(context, word)
+        assert found is not None
+        command = found
+        context = command.make_context(word, ["--home", f"c{number}", *words[number + 1 :]], parent=context)
+        assert heard.flags == {"home": f"c{number}", "broker_url": "b"}
+    assert "--broker-url" not in command.get_help(context)
+
+
+@dataclass
+class StoredTurn:
+    id: str = "7.1"
+
+
+def test_errors_speak_of_commands_and_not_of_python() -> None:
+    assert sentence(errors.SendTimeoutError(StoredTurn(), 0.5)) == "no reply to turn 7.1 within 0.5 s"
+    assert "`inturn chat x`" in sentence(errors.SessionExistsError("x"))
+    assert "get_or_create" not in sentence(errors.SessionExistsError("x"))
+    assert "`inturn worker`" in sentence(errors.NoWorkerError("wait for the turn again"))
+    assert sentence(errors.SessionNotFoundError("x")) == str(errors.SessionNotFoundError("x"))
+
+
+@pytest.mark.parametrize(
+    ("end", "noted"),
+    [
+        (KeyboardInterrupt(), True),
+        (errors.NoWorkerError(), True),
+        (errors.DatabaseUnreachableError(), True),
+        (errors.TurnCancelledError("7.1"), False),
+    ],
+)
+def test_who_stops_waiting_learns_how_to_come_back(end: BaseException, noted: bool) -> None:
+    with pytest.raises(type(end)) as caught, way_back(StoredTurn(), embedded=False):
+        raise end
+    note = "turn 7.1 is kept: `inturn turn show 7.1` has the reply once it is answered"
+    assert getattr(caught.value, "__notes__", []) == [note] * noted
+
+
 def test_a_reader_that_leaves_is_no_failure_worth_a_word() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -214,6 +261,10 @@ def test_a_table_in_a_terminal_shows_brackets_as_they_are(monkeypatch: pytest.Mo
     render.table(["id"], [("[red]a[/red] \x1b[2J",)], empty="none")
     assert "[red]a[/red]" in screen.getvalue()
     assert "\x1b[2J" not in screen.getvalue()
+
+
+def test_long_sentences_are_broken_between_words_and_outside_of_commands() -> None:
+    assert render.wrapped("it ends: `inturn up` starts it", 19) == ["it ends:", "`inturn up` starts", "it"]
 
 
 def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,10 @@ def test_a_bare_machine_is_well() -> None:
     assert "is not there yet" in found[0].sentence
 
 
+def test_the_stand_in_is_a_note_and_no_danger() -> None:
+    assert [one.state for one in findings(Settings.load(), "model")] == ["note"]
+
+
 def test_nobody_alive_is_only_a_warning_where_commands_start_a_stack(tmp_path: Path) -> None:
     with closing(Database(Settings.load().effective_database_url)) as database:
         migrations.prepare(database)

@@ -130,7 +130,10 @@ def _fault(options: dict[str, Any]) -> str | None:
     """What is wrong with the options, as a sentence; None when nothing is."""
     unknown = sorted(options.keys() - set(OPTIONS))
     if unknown:
-        return f"echo has no option {', '.join(map(repr, unknown))}. It has {', '.join(OPTIONS)}"
+        return (
+            f"echo has no option {', '.join(map(repr, unknown))}. It has {', '.join(OPTIONS)}: "
+            "use a model that has it, or a session without it"
+        )
     latency = options.get("latency", 0)
     pair = latency if isinstance(latency, list | tuple) else (latency, latency)
     if len(pair) != 2 or not all(map(_is_duration, pair)) or pair[0] > pair[1]:

@@ -1,0 +1,36 @@
+"""Errors and ways back in words of the command line, where the SDK's would be Python."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from inturn.models import errors
+
+NO_REPLY_WILL_COME = (errors.TurnFailedError, errors.TurnCancelledError, errors.TurnNotFoundError)
+
+
+def sentence(error: errors.InturnError) -> str:
+    """What an error says to who types commands."""
+    match error:
+        case errors.SessionExistsError(session_id=taken):
+            return f"session {taken!r} exists already: go on with `inturn chat {taken}` or `inturn send {taken} PROMPT`"
+        case errors.NoWorkerError():
+            return (
+                "no worker is alive, so nobody will reply now. The prompt is stored: start `inturn worker` "
+                "(with the same database and broker)"
+            )
+        case errors.SendTimeoutError():
+            return str(error).partition(". ")[0]  # behind it stands how Python waits again
+    return str(error)
+
+
+@contextmanager
+def way_back(turn: errors.HasId, *, embedded: bool) -> Iterator[None]:
+    """Give every end of waiting that is not the turn's own a note on how to get the reply later."""
+    try:
+        yield
+    except NO_REPLY_WILL_COME:
+        raise
+    except (errors.InturnError, KeyboardInterrupt) as end:
+        how = " (`inturn up` sees to that)" if embedded else ""
+        end.add_note(f"turn {turn.id} is kept: `inturn turn show {turn.id}` has the reply once it is answered{how}")
+        raise
