@@ -8,6 +8,7 @@ from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.records import message_record, turn_record
 from inturn.cli.words import way_back
+from inturn.models.content import checked_prompt
 from inturn.models.states import ProcessKind
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any
     """
     if choices["model"] and not choices["create"]:
         raise click.UsageError("--model is for a session that --create makes; `inturn chat ID --model` changes one")
-    text = render.read_all(READ_LIMIT) if prompt == "-" else prompt
+    # Before anything is touched: a prompt that is refused must leave no session behind that --create made for it.
+    text = checked_prompt(render.read_all(READ_LIMIT) if prompt == "-" else prompt)
     with invocation.client() as client:
         session = target(client, session_id, choices["create"], choices["model"])
         turn = session.send(text, idempotency_key=choices["idempotency_key"], when_busy=choices["when_busy"])
@@ -51,7 +53,7 @@ def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any
 
 def target(client: "Client", session_id: str, create: bool, model: str | None) -> "Session":
     """The session to send to; one that does not exist is only made on demand, so that a slip of the pen makes none."""
-    return client.get_or_create_session(session_id, model=model) if create else client.resume_session(session_id)
+    return client.get_or_create_session(session_id, model=model) if create else client.get_session(session_id)
 
 
 def print_reply(client: "Client", turn: "Turn", timeout: float, as_json: bool) -> None:

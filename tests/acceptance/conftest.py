@@ -43,11 +43,10 @@ def make_deployment(
         yield from closing(Deployment(home, providers))
         return
     postgres, redis = request.getfixturevalue("postgres"), request.getfixturevalue("redis")
-    database_url = postgres.create_database()
+    database_url = postgres.create_database()  # dropped with the server: each drop waits for a checkpoint
     # Each has a Redis database of its own: hints name sessions by numbers that count from 1 in every deployment.
     broker_url = make_url(redis.url).set(database=str(next(broker_databases) % 16)).render_as_string(False)
     yield from closing(Deployment(home, providers, database_url, broker_url))
-    postgres.drop_database(database_url)
 
 
 def closing(deployment: Deployment) -> Iterator[Deployment]:

@@ -1,6 +1,7 @@
 """The conformance list, lines 0 to 4: create and identity."""
 
 import re
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,11 @@ def test_00_the_embedded_default_replies_without_a_worker_started(tmp_path: Path
         'You said: "two"',
         'You said: "three"',
     ]
+    stack = running_stack(tmp_path / "home")
+    assert stack is not None
+    assert stack.supervisor is not None
+    assert stack.linked, "it ends by itself, after a while"
+    stack.supervisor.signal(signal.SIGTERM)
     wait_until(lambda: running_stack(tmp_path / "home") is None, 30)
 
 
@@ -208,13 +214,14 @@ def test_04_what_a_session_is_made_with_is_read_back(deployment: Deployment, cli
         {"labels": {"number": 1}},
         {"options": {"temperature": float("nan")}},
         {"options": {"deep": [{"most": float("inf")}]}},
-        {"options": {"object": object()}},
+        {"options": {"more than a double": 10**400}},
+        {"options": {"no JSON": {1}}},
         {"context_turns": -1},
         {"retention": timedelta(0)},
         {"retention": timedelta.max},
         {"retention": 30},
     ],
-    ids=str,
+    ids=lambda how: f"{how!s:.50}",
 )
 def test_04_what_cannot_be_kept_is_refused_before_any_write(client: Client, name: str, how: dict[str, Any]):
     with pytest.raises(UnknownModelError if "model" in how else InvalidInputError):
