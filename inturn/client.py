@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from inturn.connections import Connections
-from inturn.models.content import checked_context, checked_labels, checked_session_id, storable
+from inturn.models.content import checked_context, checked_labels, checked_session_id, checked_system_message, storable
 from inturn.models.errors import (
     ClosedError,
     InvalidInputError,
@@ -140,7 +140,7 @@ class Client:
         new = NewSession(
             key=key,
             model=self._checked_model(model or self.settings.effective_default_model),
-            system_message=storable(system_message) if system_message else None,
+            system_message=checked_system_message(system_message) or None,
             options=checked_options(options),
             labels=checked_labels(labels),
             context_turns=checked_context(context_turns),
@@ -173,7 +173,7 @@ class Client:
         """
         key = checked_session_id(session_id)
         checked = self._checked_model(model) if model is not None else None
-        said = storable(system_message) if system_message is not None else None
+        said = checked_system_message(system_message)
         return Session(self, key, sending.resume_session(self.connections.database, key, checked, said))
 
     def get_session(self, session_id: str) -> Session:
@@ -281,6 +281,8 @@ class Client:
 
     def _checked_model(self, model: str) -> str:
         known = self.settings.available_providers
+        if not isinstance(model, str):
+            raise UnknownModelError(repr(model), sorted(known))
         provider, slash, name = model.partition("/")
         if not (slash and name) or provider not in known or len(model) > 200 or storable(model) != model:
             raise UnknownModelError(model, sorted(known))

@@ -12,6 +12,8 @@ from inturn.models.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "INTURN_"
 PROJECT_FILE = "./inturn.toml"
+FLAG = "flag"
+"""The origin of what a command line's flag or a program's argument says."""
 
 
 def user_file() -> Path:
@@ -50,7 +52,7 @@ def _environment() -> dict[str, str]:
 
 def layers_of(flags: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Origin and values of every source, the strongest first."""
-    yield "flag", flags
+    yield FLAG, flags
     for name, value in _environment().items():
         yield f"environment {name}", {name.removeprefix(ENVIRONMENT_PREFIX).lower(): value}
     yield PROJECT_FILE, read_toml(Path(PROJECT_FILE))

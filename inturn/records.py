@@ -147,6 +147,8 @@ def retention_rule(retention: timedelta | Literal["policy"] | None) -> tuple[Ret
 
 def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """As they are stored. Raises: InvalidInputError."""
+    if options is not None and not isinstance(options, Mapping):
+        raise InvalidInputError(f"options are {options!r:.100}: they are a dict, for example {{'temperature': 0.2}}")
     stored: dict[str, Any] = storable_json(dict(options or {}))
     try:
         orjson.loads(json.dumps(stored))  # as the database gets it, and as a worker reads it when it claims

@@ -117,7 +117,9 @@ class Settings(BaseSettings):
     max_ambiguous_attempts: Count = Field(2, description="Calls per turn that may have been paid for. Default 2.")
     max_rescues: Count = Field(3, description="How often a turn is taken over from a dead worker. Default 3.")
     context_turns: Count = Field(20, description="Earlier turns that a model is shown. Default 20.")
-    retention_days: Positive = Field(30, description="Idle days after which a session is removed. Default 30.")
+    retention_days: Annotated[float, Field(gt=0, le=365_000)] = Field(
+        30, description="Idle days after which a session is removed. Default 30."
+    )
     cleanup_interval_seconds: Positive = Field(3600, description="How often beat cleans up. Default 3600.")
     cleanup_chunk: Count = Field(100, description="Sessions removed per transaction. Default 100.")
     concurrency: Count = Field(1000, description="Sessions that one worker process serves at once. Default 1000.")

@@ -9,6 +9,7 @@ from inturn.models.errors import InvalidInputError, InvalidPromptError, InvalidS
 SESSION_ID = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
 PROMPT_LIMIT = 256 * 1024
 """Bytes of UTF-8."""
+MOST_CONTEXT_TURNS = 1_000_000
 REPLACEMENT = "\ufffd"
 
 
@@ -74,6 +75,13 @@ def checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
 
 def checked_context(turns: int | None) -> int | None:
     """Raises: InvalidInputError."""
-    if turns is not None and (not isinstance(turns, int) or turns < 0):
-        raise InvalidInputError(f"context_turns is {turns!r}: it is a number of turns, 0 or more")
+    if turns is not None and (not isinstance(turns, int) or not 0 <= turns <= MOST_CONTEXT_TURNS):
+        raise InvalidInputError(f"context_turns is {turns!r:.50}: it is a number from 0 to {MOST_CONTEXT_TURNS:,}")
     return turns
+
+
+def checked_system_message(text: object) -> str | None:
+    """Raises: InvalidInputError."""
+    if text is not None and not isinstance(text, str):
+        raise InvalidInputError(f"a system message is a str, and this is a {type(text).__name__}")
+    return None if text is None else storable(text)

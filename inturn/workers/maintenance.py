@@ -78,7 +78,6 @@ class Round(threading.Thread):
 
     def run(self) -> None:
         while not self._over:
-            self._woken.clear()
             try:
                 self._do()
             except StorageError as error:
@@ -86,6 +85,7 @@ class Round(threading.Thread):
             except Exception:
                 logger.exception("action=%s_failed", self._task)
             self._woken.wait(self._seconds())
+            self._woken.clear()  # after the wait: who ends this round sets ``_over`` first, and that is looked at next
 
 
 class Sweep:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from inturn.models.errors import NoWorkerError
+from inturn.origins import ENVIRONMENT_PREFIX, FLAG
 from inturn.settings import Settings
 from inturn.workers.children import launch_program
 from inturn.workers.embedded import broker_answers
@@ -138,10 +139,18 @@ def running_stack(home: Path) -> StackInfo | None:
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """The environment of the stack's processes: ours, with home and URLs as set, wherever they were set."""
+    """The environment of the stack's processes: ours, with home and URLs as set, wherever they were set, and with what a
+    flag or a program set, which they could not know otherwise.
+    """
     urls = {"INTURN_DATABASE_URL": settings.database_url, "INTURN_BROKER_URL": settings.broker_url}
     environment = {name: value for name, value in os.environ.items() if name not in urls}
-    return environment | {"INTURN_HOME": str(settings.home)} | {name: url for name, url in urls.items() if url}
+    here = {name for name, origin in settings.origins().items() if origin == FLAG}
+    given = settings.model_dump(mode="json", include=here - {"database_url", "broker_url", "home"})
+    told = {
+        f"{ENVIRONMENT_PREFIX}{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in given.items()
+    }
+    return environment | told | {"INTURN_HOME": str(settings.home)} | {name: url for name, url in urls.items() if url}
 
 
 def inturn_command(*words: str) -> list[str]:
