@@ -3,15 +3,18 @@
 The same code runs on SQLite and PostgreSQL. What differs on SQLite, and why:
 
 * every write is ``BEGIN IMMEDIATE``: a read that turns into a write later would fail instead of wait;
-* one writer at a time per process, by a lock: SQLite's own waiting polls, so threads would starve one another;
+* one writer at a time per process, by a lock, and a gap after each: SQLite's own waiting polls, so threads and
+  processes would starve one another;
 * ``auto_vacuum`` is set before WAL, as it is ignored afterwards; ``synchronous=FULL``, as NORMAL may lose a commit that
   was answered for.
 """
 
 import logging
 import os
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -29,6 +32,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BUSY_TIMEOUT_SECONDS = 10
+LOOK_SECONDS = (0.0002, 0.0005)
+"""Between two looks whether another process has finished writing to a SQLite file."""
+GAP_SECONDS = 0.0006
+"""Between two writes of one process to a SQLite file: who looks meanwhile gets in."""
 WAL_RESET_BACKPORTS = ((3, 44, 6), (3, 50, 7))
 CONNECT_TIMEOUT_SECONDS = 5
 TRANSACTION_TRIES = 5
@@ -47,7 +54,7 @@ class Database:
     def __init__(self, url: str, connections: int = 10, session_settings: Sequence[str] = ()) -> None:
         self.url = make_url(url)
         self.dialect = self.url.get_backend_name()
-        self._writer = threading.Lock()
+        self._writer, self._left_at = threading.Lock(), 0.0
         self._session_settings = session_settings
         self.engine = self._sqlite() if self.dialect == "sqlite" else self._postgresql(connections)
         # On PostgreSQL one statement is its own snapshot: without BEGIN and ROLLBACK around it, a look is one round trip.
@@ -84,13 +91,23 @@ class Database:
         return engine
 
     @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One writer of this process at a time, and a gap after each for other processes."""
+        with self._writer:
+            time.sleep(max(0.0, self._left_at + GAP_SECONDS - time.monotonic()))
+            try:
+                yield
+            finally:
+                self._left_at = time.monotonic()
+
+    @contextmanager
     def writing(self) -> Iterator[Connection]:
         """One transaction that writes. Commits at the end of the block; an exception undoes all of it.
 
         Raises:
             StorageError: the database refused, with the reason in a sentence.
         """
-        alone: AbstractContextManager[Any] = self._writer if self.dialect == "sqlite" else nullcontext()
+        alone: AbstractContextManager[Any] = self._turn() if self.dialect == "sqlite" else nullcontext()
         with alone, translated(self), self.engine.connect() as plain:
             db = plain.execution_options(inturn_writes=True)
             with db.begin():
@@ -153,7 +170,32 @@ def has_wal_reset_bug(version: tuple[int, int, int] = sqlite3.sqlite_version_inf
 
 
 def begin_sqlite(db: Connection) -> None:
-    db.exec_driver_sql("BEGIN IMMEDIATE" if db.get_execution_options().get("inturn_writes") else "BEGIN")
+    if db.get_execution_options().get("inturn_writes"):
+        begin_writing(db)
+    else:
+        db.exec_driver_sql("BEGIN")
+
+
+def begin_writing(db: Connection) -> None:
+    """``BEGIN IMMEDIATE``, asking often. SQLite's own waiting sleeps for up to 100 ms between two looks, so that a process
+    whose threads write one after the other keeps the others out for seconds: replies would wait for those who send.
+    """
+    plain: Any = db.connection.dbapi_connection
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    plain.execute("PRAGMA busy_timeout=0").close()
+    try:
+        while time.monotonic() < deadline:
+            try:
+                plain.execute("BEGIN IMMEDIATE").close()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    break
+                time.sleep(random.uniform(*LOOK_SECONDS))
+            else:
+                return
+        db.exec_driver_sql("BEGIN IMMEDIATE")  # SQLAlchemy says why not
+    finally:
+        plain.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}").close()
 
 
 @contextmanager

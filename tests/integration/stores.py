@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 only_postgresql = pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
 """For what is about row locks: SQLite has one writer at a time."""
+only_sqlite = pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
 
 WORKER = "worker-1"
 CAPS = Caps(attempts=5, rescues=3)

@@ -1,5 +1,9 @@
 """The asking side's verbs: sessions made and resumed, prompts accepted, turns cancelled, on both databases."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -20,7 +24,16 @@ from inturn.models.states import Lane, TurnState
 from inturn.models.store import presence, reading, retention, sending, sweeping
 from inturn.models.store.reading import SessionFilter
 from inturn.models.tables import LEASES, SESSIONS
-from tests.integration.stores import WORKER, Store, meet, only_postgresql
+from tests.integration.stores import WORKER, Store, meet, only_postgresql, only_sqlite
+from tests.stacks import ROOT
+
+
+def start_python(program: str, *words: str) -> subprocess.Popen[str]:
+    """Start a process that waits for a line on its stdin."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
 
 
 def all_at_once(*calls: Callable[[], Any]) -> list[Any]:
@@ -330,6 +343,40 @@ def test_a_tick_of_the_timetable_fires_once(store: Store, other: Store):
     assert fired.count(True) == 1
     assert store.write(presence.tick, "cleanup", 8)
     assert store.write(presence.tick, "other", 7)
+
+
+SEND_ON = """
+import sys, time
+from inturn.models.database import Database
+from inturn.models.store import sending
+database, waits = Database(sys.argv[1]), []
+print("ready", flush=True)
+sys.stdin.readline()
+until = time.monotonic() + 2
+while (began := time.monotonic()) < until:
+    sending.send(database, "there", "hello")
+    waits.append(time.monotonic() - began)
+print(len(waits), max(waits))
+"""
+
+
+@only_sqlite
+def test_a_process_that_writes_all_the_time_leaves_the_others_their_turn(store: Store, migrated_url: str):
+    """Or replies would wait for those who send: SQLite has one writer at a time, and no queue of those who wait."""
+    for key in "here", "there":
+        store.session(key)
+    with start_python(SEND_ON, migrated_url) as process, ThreadPoolExecutor(4) as threads:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        until = time.monotonic() + 2.2
+
+        def send_on(_: int) -> int:
+            return sum(1 for _ in iter(lambda: time.monotonic() < until and store.send("here"), False))
+
+        mine = threads.map(send_on, range(4))
+        theirs, longest = process.communicate("go\n", timeout=30)[0].split()
+        assert float(longest) < 0.5
+        assert int(theirs) > sum(mine) / 4
 
 
 @only_postgresql
