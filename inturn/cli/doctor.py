@@ -112,16 +112,13 @@ def check_broker(settings: "Settings") -> Iterator[Finding]:
     if settings.has_embedded_broker:
         yield embedded_broker(settings)
         return
-    import redis
-
-    from inturn.workers.queues import connect
+    from inturn.workers.queues import about as ask
 
     shown = masked_url(settings.broker_url)
     try:
-        with connect(settings.broker_url) as client:
-            about = client.info()
-    except (redis.RedisError, OSError, ValueError) as error:
-        yield Finding("fail", "broker", f"{shown} does not answer ({error}): start it, or set INTURN_BROKER_URL")
+        about = ask(settings.broker_url)
+    except InturnError as error:
+        yield Finding("fail", "broker", str(error))
         return
     if about.get("cluster_enabled"):
         yield Finding("fail", "broker", f"{shown} is a Redis Cluster, which Celery cannot use: name a single server")

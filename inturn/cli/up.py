@@ -1,5 +1,6 @@
 """``inturn up``: the whole stack under one supervisor."""
 
+from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import click
 
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.models.errors import BrokerUnreachableError
 from inturn.models.states import ProcessKind
 
 if TYPE_CHECKING:
@@ -40,12 +42,13 @@ def supervise(settings: "Settings", *, workers: int, verbose: bool, linked: bool
     from inturn.workers.supervisor import Supervisor
 
     with closing(Database(settings.effective_database_url, connections=2)) as database:
-        arrivals = Arrivals(database, settings.lease_seconds)
+        report = render.talk if linked else tell
+        arrivals = Arrivals(database, settings, report)
         supervisor = Supervisor(
             settings,
             prepare=arrivals.prepare,
-            is_ready=arrivals.has_worker,
-            report=render.talk if linked else tell,
+            is_ready=arrivals.are_complete,
+            report=report,
             workers=workers,
             verbose=verbose,
             linked=linked,
@@ -62,12 +65,16 @@ def tell(sentence: str) -> None:
 
 
 class Arrivals:
-    """Which workers have come since the stack began: one that was killed before it may still look alive."""
+    """Who has come since the stack began: a worker that was killed before it may still look alive, and a broker that is
+    not ours may be away.
+    """
 
-    def __init__(self, database: "Database", silent_seconds: float) -> None:
+    def __init__(self, database: "Database", settings: "Settings", report: Callable[[str], None]) -> None:
         self._database = database
-        self._silent_seconds = silent_seconds
+        self._settings = settings
+        self._report = report
         self._before: set[str] = set()
+        self._missed = False
 
     def prepare(self) -> None:
         """Bring the schema up to date, or refuse, and remember who is there already."""
@@ -76,12 +83,25 @@ class Arrivals:
         migrations.prepare(self._database)
         self._before = self._workers()
 
-    def has_worker(self) -> bool:
-        return bool(self._workers() - self._before)
+    def are_complete(self) -> bool:
+        """Whether a worker is at work, and the broker brings it hints. Says once that the broker does not."""
+        return bool(self._workers() - self._before) and (self._settings.has_embedded_broker or self._has_broker())
+
+    def _has_broker(self) -> bool:
+        from inturn.workers.queues import about
+
+        try:
+            about(self._settings.broker_url)
+        except BrokerUnreachableError as error:
+            if not self._missed:
+                self._report(f"waiting for the broker: {error}")
+            self._missed = True
+            return False
+        return True
 
     def _workers(self) -> set[str]:
         from inturn.models.store.presence import list_processes
 
         with self._database.reading() as db:
-            processes = list_processes(db, self._silent_seconds)
+            processes = list_processes(db, self._settings.lease_seconds)
         return {one.id for one in processes if one.alive and one.kind is ProcessKind.WORKER}

@@ -22,7 +22,9 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from inturn.models.errors import BrokerUnreachableError
 from inturn.models.states import Lane
+from inturn.settings import masked_url
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,22 @@ def queued(broker: redis.Redis, lane: Lane) -> int | None:
         logger.info("action=queue_not_read lane=%s reason=%s", lane, error)
         return None
     return int(length)
+
+
+def about(broker_url: str) -> dict[str, Any]:
+    """What the broker says of itself (Redis' INFO).
+
+    Raises:
+        BrokerUnreachableError: it does not answer, or is no Redis.
+    """
+    try:
+        with connect(broker_url) as client:
+            told: dict[str, Any] = client.info()
+    except (redis.RedisError, OSError, ValueError) as error:
+        raise BrokerUnreachableError(
+            f"{masked_url(broker_url)} does not answer ({error}): start it, or set INTURN_BROKER_URL"
+        ) from error
+    return told
 
 
 def redis_url(broker_url: str) -> str:

@@ -38,13 +38,17 @@ def check(database: Database) -> None:
     if found is None:
         raise SchemaError(f"the database {database.url!r} has no inturn tables yet: run `inturn db upgrade`")
     if found > HEAD:
-        raise SchemaError(
-            f"the database {database.url!r} has schema {found}, newer than {HEAD}, which this inturn works with: "
-            "install the inturn that wrote it"
-        )
+        raise newer(database, found)
     raise SchemaError(
         f"the database {database.url!r} has the old schema {found}, and this inturn works with {HEAD}: "
         "run `inturn db upgrade`"
+    )
+
+
+def newer(database: Database, found: str) -> SchemaError:
+    return SchemaError(
+        f"the database {database.url!r} has schema {found}, newer than {HEAD}, which this inturn works with: "
+        "install the inturn that wrote it"
     )
 
 
@@ -59,7 +63,7 @@ def upgrade(database: Database) -> tuple[str | None, str]:
             db.execute(text("SELECT pg_advisory_xact_lock(hashtext('inturn schema'))"))
         before = _current(db)
         if before is not None and before > HEAD:
-            raise SchemaError(f"the database {database.url!r} has schema {before}, newer than this program's {HEAD}")
+            raise newer(database, before)
         if before != HEAD:
             _walk(db)
     return before, HEAD
