@@ -5,6 +5,7 @@ What a machine does not give is skipped at home, with the reason, and fails in C
 """
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +14,10 @@ import pytest
 
 from tests.server_process import ServerUnavailableError
 from tests.servers import PostgresServer, RedisServer
+
+
+# A shell that starts the tests in the background makes them ignore SIGINT, and with them every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
