@@ -15,7 +15,6 @@ import pytest
 from tests.server_process import ServerUnavailableError
 from tests.servers import PostgresServer, RedisServer
 
-
 # A shell that starts the tests in the background makes them ignore SIGINT, and with them every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
