@@ -11,8 +11,16 @@ help:  ## this list
 demo: runtime  ## a conversation that survives everything, in about a minute
 	@$(RUN)inturn demo
 
-test: dev  ## the tests, on real servers (ARGS="-k lease -n 2" goes to pytest)
+# The faults run by themselves: what they promise in seconds, they promise on a machine that does nothing else.
+FAULTS := tests/acceptance/test_faults.py
+
+test: dev  ## the tests, on real servers (ARGS="-k lease" runs pytest once, with them)
+ifdef ARGS
 	@$(RUN)python -m pytest $(ARGS)
+else
+	@$(RUN)python -m pytest -n 2 --dist loadfile --ignore $(FAULTS)
+	@$(RUN)python -m pytest $(FAULTS)
+endif
 
 check: dev  ## lint, format, types, import contracts
 	@$(RUN)ruff check .
@@ -24,7 +32,7 @@ bench: dev  ## cost per turn beside a bare loop (ROWS="...", JSON=file)
 	@$(RUN)python -m ops.bench $(if $(ROWS),--rows "$(ROWS)") $(if $(JSON),--json "$(JSON)")
 
 chaos: dev  ## kill, freeze and wipe things in mid-turn, and count what is lost (ARGS goes to pytest)
-	@$(RUN)python -m pytest tests/acceptance/test_faults.py $(ARGS)
+	@$(RUN)python -m pytest $(FAULTS) $(ARGS)
 
 clean:  ## remove .venv and all caches
 	@rm -rf .venv build dist inturn.egg-info

@@ -80,6 +80,8 @@ def producer_transport() -> dict[str, Any]:
         "interval_start": 0,
         "interval_step": 0,
         "interval_max": 0,
+        # Kombu tries a connection that timed out once more, which would double the wait; one that was refused, it may.
+        "connect_retries_timeout": BROKER_TIMEOUT_SECONDS / 2,
     }
 
 

@@ -22,7 +22,7 @@ from inturn.workers.pool import TaskPool
 from inturn.workers.provider import Providers
 from inturn.workers.providers import BUILDERS
 from inturn.workers.queues import CANCELS, Hints, connect, queued
-from inturn.workers.turns import Stop, Turns
+from inturn.workers.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -153,13 +153,13 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         loop.call_later(delay_seconds, self.announcer.soon, lambda: self.hints.publish(started, started.key))
 
-    def _lost(self, sessions: Collection[int]) -> None:
-        for session in sessions:
-            self.pool.loop.call_soon_threadsafe(self.turns.break_off, session, Stop.LOST)
+    def _lost(self, leases: Collection[tuple[int, int]]) -> None:
+        for session, token in leases:
+            self.pool.loop.call_soon_threadsafe(self.turns.lose, session, token)
 
     def _cancelled(self, turns: Collection[tuple[int, int]]) -> None:
         for session, number in turns:
-            self.pool.loop.call_soon_threadsafe(self.turns.break_off, session, Stop.CANCELLED, number)
+            self.pool.loop.call_soon_threadsafe(self.turns.take_back, session, number)
 
     def _listen(self) -> None:
         """Until Redis goes away: every ring makes the pulse look at once for cancelled turns."""

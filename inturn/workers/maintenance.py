@@ -180,7 +180,7 @@ class Pulse:
 
     Args:
         held: session and token of each lease that a slot holds now.
-        lost: told of each session that turned out to be somebody else's.
+        lost: told session and token of each lease that turned out to be somebody else's.
         cancelled: told of each session and turn whose user wants it back.
     """
 
@@ -190,7 +190,7 @@ class Pulse:
         settings: Settings,
         process: presence.Process,
         held: Callable[[], dict[int, int]],
-        lost: Callable[[Collection[int]], None],
+        lost: Callable[[Collection[tuple[int, int]]], None],
         cancelled: Callable[[Collection[tuple[int, int]]], None],
     ) -> None:
         self.database, self.settings, self.process = database, settings, process
@@ -219,9 +219,8 @@ class Pulse:
 
         mine = self.database.transact(beat)
         now = self._held()
-        lost = [
-            session for session, token in before.items() if now.get(session) == token and mine.get(session) != token
-        ]
+        # Some were settled a moment ago, and their slots do not know yet: the token tells whoever breaks off the call.
+        lost = [held for held in before.items() if held in now.items() and held not in mine.items()]
         if lost:
             self._lost(lost)
         self._free_orphans({session: token for session, token in mine.items() if now.get(session) != token})

@@ -152,14 +152,23 @@ class Turns:
         if self.held.get(started.session_id) == started.token:
             del self.held[started.session_id]
 
-    def break_off(self, session_id: int, stop: Stop, number: int | None = None) -> None:
-        """Break off the call of a session (of that turn only, if given), if one is under way."""
+    def take_back(self, session_id: int, number: int) -> None:
+        """Break off the call of this turn, if it is under way: its user wants it back."""
         call = self.calls.get(session_id)
-        if call is not None and number in (None, call.started.number):
-            logger.info(
-                "action=call_broken_off session=%s turn=%s why=%s", call.started.key, call.started.turn_id, stop.name
-            )
-            call.break_off(stop)
+        if call is not None and call.started.number == number:
+            self._break_off(call, Stop.CANCELLED)
+
+    def lose(self, session_id: int, token: int) -> None:
+        """Break off the call that was made under this lease, if it is still under way, and no later one."""
+        call = self.calls.get(session_id)
+        if call is not None and call.started.token == token:
+            self._break_off(call, Stop.LOST)
+
+    def _break_off(self, call: Call, stop: Stop) -> None:
+        logger.info(
+            "action=call_broken_off session=%s turn=%s why=%s", call.started.key, call.started.turn_id, stop.name
+        )
+        call.break_off(stop)
 
 
 def idempotency_key(started: Started) -> str:

@@ -3,9 +3,9 @@
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import inspect, text
 
@@ -33,21 +33,22 @@ class Inturn:
         urls = {"INTURN_DATABASE_URL": database_url, "INTURN_BROKER_URL": broker_url}
         self.environment = clean_environment(home) | {"INTURN_HOME": str(home)} | urls
 
-    def run(self, *words: str, typed: str = "", **how: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, typed: str = "", through: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; ``through`` is a program that becomes it."""
         return subprocess.run(
-            inturn_command(*words), env=self.environment, input=typed, capture_output=True, text=True, check=False,
-            timeout=PATIENCE_SECONDS, **how,
+            [*through, *inturn_command(*words)], env=self.environment, input=typed, capture_output=True, text=True,
+            check=False, timeout=PATIENCE_SECONDS,
         )  # fmt: skip
 
-    def ok(self, *words: str, **how: Any) -> str:
-        done = self.run(*words, **how)
+    def ok(self, *words: str, typed: str = "") -> str:
+        done = self.run(*words, typed=typed)
         assert done.returncode == Exit.OK, done.stderr
         return done.stdout
 
-    def refused(self, code: Exit, *words: str, **how: Any) -> str:
+    def refused(self, code: Exit, *words: str, typed: str = "") -> str:
         """The one sentence of a command that fails, which has written nothing."""
         before = self.contents()
-        done = self.run(*words, **how)
+        done = self.run(*words, typed=typed)
         assert done.returncode == code, (done.returncode, done.stderr)
         assert done.stdout == ""
         assert "Traceback" not in done.stderr

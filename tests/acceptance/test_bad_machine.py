@@ -2,7 +2,6 @@
 with the next step and the right exit code, and nothing is half done.
 """
 
-import ctypes
 import json
 import os
 import socket
@@ -11,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,20 +18,20 @@ from inturn.workers.stack import inturn_command
 from tests.acceptance.command import PATIENCE_SECONDS, Inturn, Up
 
 DISK = ["unshare", "-rm", "--pid", "--fork", "--kill-child", "--mount-proc"]
-CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
+BOUND_BY_PERMISSIONS = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+if os.geteuid() == 0:
+    for capability in CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH:
+        assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Gives up what lets root write where nobody may: permissions bind root's own files from then on."""
 
 
 @pytest.fixture
 def embedded(tmp_path: Path) -> Inturn:
     return Inturn(tmp_path / "home").prepare()
-
-
-def bound_by_permissions() -> None:
-    """As root: give up what lets root write where nobody may. Permissions bind root's own files from then on."""
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None)
-        for capability in CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH:
-            assert libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
 
 
 @pytest.fixture
@@ -54,15 +52,15 @@ def readonly() -> Iterator[Callable[[Path], None]]:
 
 
 def test_a_home_that_is_read_only(embedded: Inturn, readonly: Callable[[Path], None], tmp_path: Path):
-    how: dict[str, Any] = {"preexec_fn": bound_by_permissions}
+    bound = [sys.executable, "-c", BOUND_BY_PERMISSIONS]
     before = embedded.contents()
     readonly(embedded.home)
     for words in ("send", "s", "hello"), ("send", "s", "hello", "--wait"), ("session", "create", "t"), ("worker",):
-        done = embedded.run(*words, **how)
+        done = embedded.run(*words, through=bound)
         assert done.returncode == Exit.FAILURE, done.stderr
         assert "inturn.db is read-only: give this user the right to write to the file and its directory" in done.stderr
         assert "Traceback" not in done.stderr
-    done = embedded.run("up", **how)
+    done = embedded.run("up", through=bound)
     assert done.returncode == Exit.FAILURE
     assert (
         f"cannot write {embedded.home} (Permission denied): make it writable for you, or set INTURN_HOME" in done.stderr
@@ -70,7 +68,7 @@ def test_a_home_that_is_read_only(embedded: Inturn, readonly: Callable[[Path], N
     (tmp_path / "empty").mkdir()
     readonly(tmp_path / "empty")
     for home in tmp_path / "empty", tmp_path / "empty" / "new":
-        done = Inturn(home).run("session", "create", "s", **how)
+        done = Inturn(home).run("session", "create", "s", through=bound)
         assert done.returncode == Exit.FAILURE
         assert f"cannot open sqlite:///{home}/inturn.db: Permission denied. Check INTURN_HOME" in done.stderr
     assert list((tmp_path / "empty").iterdir()) == []

@@ -123,7 +123,8 @@ def test_errors_are_one_sentence(shell: Shell, arguments: tuple[str, ...], code:
 def test_an_oversized_prompt_is_refused(shell: Shell) -> None:
     done = shell.run("send", "big-1", "-", "--create", typed="x" * (256 * 1024 + 1))
     assert done.returncode == 2
-    assert shell.run("send", "big-1", "-", typed="x" * (256 * 1024)).returncode == 0
+    assert shell.run("session", "show", "big-1").returncode == 4  # it left no session behind
+    assert shell.run("send", "big-1", "-", "--create", typed="x" * (256 * 1024)).returncode == 0
 
 
 def test_lists_filter_and_page(shell: Shell) -> None:

@@ -72,11 +72,18 @@ def upgrade(database: Database) -> tuple[str | None, str]:
 def _walk(db: Connection) -> None:
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = db
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise SchemaError(
+            f"the database {db.engine.url!r} has a schema that inturn never had ({error}): "
+            "set INTURN_DATABASE_URL to another one, or restore a backup"
+        ) from error
 
 
 def prepare(database: Database) -> None:
