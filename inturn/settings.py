@@ -223,6 +223,11 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home / 'inturn.db'}"
 
     @property
+    def silent_seconds(self) -> float:
+        """A process that was not heard of for as long is not alive, as far as anybody can tell: three heartbeats."""
+        return self.heartbeat_seconds * 3
+
+    @property
     def has_embedded_broker(self) -> bool:
         """Whether hints go through the Valkey in the home."""
         return not self.broker_url

@@ -22,7 +22,6 @@ from inturn.workers.stack import StackUse, ensure_stack
 
 logger = logging.getLogger(__name__)
 
-SILENT_HEARTBEATS = 3
 LOOK_FOR_WORKERS_SECONDS = 2.0
 NOBODY_SECONDS = 10.0
 """A worker that is being started is there in less, also on a busy machine."""
@@ -35,7 +34,7 @@ def in_seconds(timeout: float | timedelta | None) -> float | None:
 def alive_workers(database: Database, settings: Settings) -> list[presence.WorkerInfo]:
     """The processes of this deployment, workers and beats; dead ones are marked so."""
     with database.reading() as db:
-        return presence.list_processes(db, settings.heartbeat_seconds * SILENT_HEARTBEATS)
+        return presence.list_processes(db, settings.silent_seconds)
 
 
 class Waiter:

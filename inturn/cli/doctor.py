@@ -84,7 +84,7 @@ def check_processes(settings: "Settings", database: "Database") -> Iterator[Find
     from inturn.models.store.presence import list_processes
 
     with database.reading() as db:
-        processes = [one for one in list_processes(db, settings.lease_seconds) if one.alive]
+        processes = [one for one in list_processes(db, settings.silent_seconds) if one.alive]
     state: Literal["warn", "fail"] = "warn" if settings.is_embedded else "fail"
     too = "; so does any command that waits for a reply" if settings.is_embedded else ""
     workers = [one for one in processes if one.kind is ProcessKind.WORKER]
@@ -185,9 +185,9 @@ def check_settings(settings: "Settings") -> Iterator[Finding]:
 
 
 def check_sqlite(settings: "Settings") -> Iterator[Finding]:
-    # The bug: https://www.sqlite.org/wal.html#walresetbug
-    version = sqlite3.sqlite_version_info
-    if not (version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)):
+    from inturn.models.database import has_wal_reset_bug
+
+    if has_wal_reset_bug(sqlite3.sqlite_version_info):
         sentence = (
             f"SQLite {sqlite3.sqlite_version} may, very rarely, damage a database with several writers (WAL reset"
         )

@@ -103,5 +103,5 @@ class Arrivals:
         from inturn.models.store.presence import list_processes
 
         with self._database.reading() as db:
-            processes = list_processes(db, self._settings.lease_seconds)
+            processes = list_processes(db, self._settings.silent_seconds)
         return {one.id for one in processes if one.alive and one.kind is ProcessKind.WORKER}

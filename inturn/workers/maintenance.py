@@ -27,8 +27,6 @@ from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
 
 logger = logging.getLogger(__name__)
 
-SILENT_HEARTBEATS = 3
-"""A process that missed as many is not alive, as far as anybody can tell."""
 FORGET_SECONDS = 3600.0
 HINTS_A_SWEEP = 500
 DAY_SECONDS = 86400.0
@@ -46,10 +44,6 @@ def describe_process(kind: ProcessKind, lanes: Iterable[str], concurrency: int) 
         concurrency=concurrency,
         version=__version__,
     )
-
-
-def silent_seconds(settings: Settings) -> float:
-    return settings.heartbeat_seconds * SILENT_HEARTBEATS
 
 
 def caps(settings: Settings) -> Caps:
@@ -127,7 +121,7 @@ class Sweep:
     def reap(self) -> None:
         """Take back, without waiting for them to run out, the leases of processes of this host that are dead."""
         with self.database.reading() as db:
-            known = presence.list_processes(db, silent_seconds(self.settings))
+            known = presence.list_processes(db, self.settings.silent_seconds)
         dead = [process.id for process in known if is_dead(process.id)]
         if dead:
             logger.warning("action=dead_workers_reaped count=%d", len(dead))
