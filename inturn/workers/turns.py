@@ -85,6 +85,9 @@ class Turns:
 
     async def _attempt(self, started: Started) -> Settlement | None:
         """Make the call that is on record, and say how it ended; None if the session is somebody else's now."""
+        if (former := self.calls.get(started.session_id)) is not None:
+            # After a pause for longer than the lease this very process may have claimed the session again.
+            self._break_off(former, Stop.LOST)
         self.held[started.session_id] = started.token
         prompt = Prompt(started.model, started.messages, started.options, idempotency_key(started))
         call = Call(started, asyncio.get_running_loop().create_task(self.providers.reply(started.model, prompt)))
@@ -104,7 +107,8 @@ class Turns:
             self.ledger.submit(ended(started, TurnState.QUEUED, AttemptOutcome.AMBIGUOUS), None)
             raise
         finally:
-            del self.calls[started.session_id]
+            if self.calls.get(started.session_id) is call:
+                del self.calls[started.session_id]
         return answered(started, reply)
 
     def _failed(self, started: Started, error: ProviderError) -> Settlement:
