@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import pytest
 
-from tests.server_process import ServerUnavailableError
-from tests.servers import PostgresServer, RedisServer
+from ops.server_process import ServerUnavailableError
+from ops.servers import PostgresServer, RedisServer
 
 # A shell that starts the tests in the background makes them ignore SIGINT, and with them every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

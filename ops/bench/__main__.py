@@ -13,15 +13,16 @@ from ops.bench.bare_subject import BareLoop
 from ops.bench.circumstances import describe
 from ops.bench.databases import Databases, PostgreSQLDatabases, SQLiteFiles
 from ops.bench.inturn_subject import Inturn
+from ops.bench.lanes import lane_rows
 from ops.bench.model_server import model_server
 from ops.bench.processes import ChildFailedError
-from ops.bench.rows import GROUPS, Row, as_json
+from ops.bench.rows import FIGURES, GROUPS, Row, as_json
 from ops.bench.runs import Contest, contend, say
 from ops.bench.startup import help_row
 from ops.bench.table import render
 from ops.bench.workload import Load
-from tests.server_process import ServerUnavailableError
-from tests.servers import PostgresServer, RedisServer
+from ops.server_process import ServerUnavailableError
+from ops.servers import PostgresServer, RedisServer
 
 DATABASES = ("postgresql", "sqlite")
 BASELINES = {
@@ -106,14 +107,19 @@ def broker_running() -> Iterator[RedisServer]:
 
 def throughput_rows(arguments: argparse.Namespace, directory: Path, failures: list[str]) -> Iterator[Row]:
     """Run all loads on all databases, beside one model server."""
+    figures = {figure.group for figure in FIGURES} & set(arguments.rows)
     with model_server(arguments.seed) as model, broker_running() as broker:
         for kind in arguments.databases:
             with databases_of(kind, directory) as databases:
                 baselines = [BareLoop(name, store, databases, model) for name, store in BASELINES[kind].items()]
-                contest = Contest(Inturn(databases, broker, model, directory), baselines)
-                for in_flight in arguments.in_flight:
+                ours = Inturn(databases, broker, model, directory)
+                contest = Contest(ours, baselines)
+                for in_flight in arguments.in_flight if figures else ():
                     load = Load(in_flight, arguments.seconds)
                     yield from contend(contest, load, arguments.repeat, arguments.rows, failures)
+                if "lanes" in arguments.rows:
+                    say(f"{kind}: chat beside a batch")
+                    yield from lane_rows(ours, databases, broker, arguments.seed)
 
 
 def measure(arguments: argparse.Namespace, failures: list[str]) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sqlalchemy import make_url
 
-from tests.servers import PostgresServer
+from ops.servers import PostgresServer
 
 
 class Databases(Protocol):

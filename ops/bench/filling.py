@@ -11,23 +11,26 @@ from sqlalchemy import Connection, Table, insert, select, text
 
 from inturn.models.database import Database
 from inturn.models.migrations import upgrade
-from inturn.models.store import sending
+from inturn.models.states import Lane
+from inturn.models.store import opening, sending
 from inturn.models.tables import Row, SessionRow
 from ops.bench.workload import PROMPT, TURNS_PER_SESSION
 
 PROVIDER = "bench"
 
 
-def fill(url: str, sessions: int) -> None:
+def fill(url: str, sessions: int, lane: Lane = Lane.CHAT) -> None:
     """Give an empty database the schema and so many sessions, each with its turns waiting."""
     database = Database(url)
     upgrade(database)
-    sending.create_session(database, sending.NewSession(key="bench-1", model=f"{PROVIDER}/bench"))
+    opening.create_session(database, opening.NewSession(key="bench-1", model=f"{PROVIDER}/bench"))
     for _ in range(TURNS_PER_SESSION):
-        sending.send(database, "bench-1", PROMPT)
+        sending.send(database, "bench-1", PROMPT, lane=lane)
     with database.writing() as db:
         for table in Row.metadata.sorted_tables:
             multiply(db, table, sessions)
+        if database.dialect == "postgresql":
+            db.execute(text("SELECT setval(pg_get_serial_sequence('sessions', 'id'), :last)"), {"last": sessions})
     with database.writing() as db:
         db.execute(text("ANALYZE"))
     database.close()

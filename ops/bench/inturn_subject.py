@@ -19,7 +19,7 @@ from ops.bench.meter import Reading, memory_bytes, read, watch
 from ops.bench.model_server import ModelServer
 from ops.bench.processes import RAMP_SECONDS, Child, ChildFailedError, module, running, wait_until
 from ops.bench.workload import TURNS_PER_SESSION, Load
-from tests.servers import RedisServer
+from ops.servers import RedisServer
 
 TREE = Path(__file__).parents[2]
 IDLE_SECONDS = 1.0
@@ -69,8 +69,8 @@ class Inturn:
             self._databases.drop(url)
 
     def _measure(self, url: str, load: Load, idle: int) -> Reading:
-        environment = self._environment(url, load.in_flight)
-        self._hint(load.in_flight)
+        environment = self.environment(url, load.in_flight)
+        self.hint(load.in_flight)
         parts = {"broker": self._broker.pid}
         if self._databases.server:
             parts["database"] = self._databases.server
@@ -80,8 +80,8 @@ class Inturn:
             # Every slot holds a lease, but for those that pass from one session to the next.
             return self._model.served() >= full and self._databases.times(url, HELD)[0] >= load.in_flight * 0.95
 
-        with self._worker(environment) as worker:
-            self._wait(worker, is_at_work)
+        with self.worker(environment) as worker:
+            self.wait(worker, is_at_work)
             samples = watch({"worker": worker.pid, **parts}, load.seconds)
         return read(samples, self._databases.times(url, FINISHED[self.database]), load.in_flight, idle)
 
@@ -89,38 +89,39 @@ class Inturn:
         """Bytes of a worker that has answered one session's turns and waits for more."""
         url = self._databases.create()
         fill(url, sessions=1)
-        environment = self._environment(url, concurrency=1)
-        self._hint(sessions=1)
+        environment = self.environment(url, concurrency=1)
+        self.hint(sessions=1)
         answered = self._model.served() + TURNS_PER_SESSION
-        with self._worker(environment) as worker:
-            self._wait(worker, lambda: self._model.served() >= answered)
+        with self.worker(environment) as worker:
+            self.wait(worker, lambda: self._model.served() >= answered)
             time.sleep(IDLE_SECONDS)
             return memory_bytes(worker.pid)
 
-    def _hint(self, sessions: int) -> None:
+    def hint(self, sessions: int, lane: Lane = Lane.CHAT) -> None:
         """Publish what sends would have published. One hint a slot does: a task takes up other ready sessions, too."""
         self._broker.flush()
         app = make_app(Settings.load(home=self._home, broker_url=self._broker.url), producer=True)
         hints = Hints(app)
         for session in range(1, sessions + 1):
-            hints.publish(Sent(session, 1, Lane.CHAT, hint=True), f"bench-{session}")
+            hints.publish(Sent(session, 1, lane, hint=True), f"bench-{session}")
         app.close()
 
-    def _environment(self, url: str, concurrency: int) -> dict[str, str]:
-        """Ours, less what configures inturn or Celery, plus what this run needs."""
+    def environment(self, url: str, concurrency: int, **models: ModelServer) -> dict[str, str]:
+        """Ours, less what configures inturn or Celery, plus what this run needs; ``models`` are providers by name."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("INTURN_", "CELERY_"))}
-        provider = {"type": "openai", "base_url": self._model.base_url}
+        models = {PROVIDER: self._model, **models}
+        providers = {name: {"type": "openai", "base_url": model.base_url} for name, model in models.items()}
         return kept | {
             "XDG_CONFIG_HOME": str(self._home),
             "PYTHONPATH": os.pathsep.join([str(TREE), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "INTURN_HOME": str(self._home),
             "INTURN_DATABASE_URL": url,
             "INTURN_BROKER_URL": self._broker.url,
-            "INTURN_PROVIDERS": json.dumps({PROVIDER: provider}),
+            "INTURN_PROVIDERS": json.dumps(providers),
             "INTURN_CONCURRENCY": str(concurrency),
         }
 
-    def _worker(self, environment: dict[str, str]) -> AbstractContextManager[Child]:
+    def worker(self, environment: dict[str, str]) -> AbstractContextManager[Child]:
         # Killed in the end: a warm shutdown would take as long as its last reply, and nobody measures it.
         return running(
             module("inturn", "worker"),
@@ -130,7 +131,7 @@ class Inturn:
             last_signal=signal.SIGKILL,
         )
 
-    def _wait(self, worker: Child, condition: Callable[[], bool]) -> None:
+    def wait(self, worker: Child, condition: Callable[[], bool]) -> None:
         """Wait until the worker has come to this.
 
         Raises:

@@ -29,7 +29,7 @@ class ModelServer:
 
 
 @contextmanager
-def model_server(seed: int) -> Iterator[ModelServer]:
-    """A model server in a process of its own, its latency drawn from ``seed``."""
-    with running(module("ops.bench.model", f"--seed={seed}")) as child:
+def model_server(seed: int, low: float = 0.5, high: float = 1.5) -> Iterator[ModelServer]:
+    """A model server in a process of its own, its latency in seconds drawn from ``seed``."""
+    with running(module("ops.bench.model", f"--seed={seed}", f"--low={low}", f"--high={high}")) as child:
         yield ModelServer(f"http://127.0.0.1:{first_line(child)}")

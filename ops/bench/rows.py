@@ -54,7 +54,7 @@ FIGURES = (
     Figure("cpu", "broker CPU per turn", "ms", cpu_of("broker")),
     Figure("memory", "memory per turn in flight", "KiB", lambda reading: reading.memory_kib),
 )
-GROUPS = (*dict.fromkeys(figure.group for figure in FIGURES), "help")
+GROUPS = (*dict.fromkeys(figure.group for figure in FIGURES), "lanes", "help")
 
 
 def middle(figure: Figure, readings: Iterable[Reading]) -> float | None:

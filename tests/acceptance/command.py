@@ -12,8 +12,8 @@ from sqlalchemy import inspect, text
 from inturn.cli.exits import Exit
 from inturn.models import migrations
 from inturn.models.database import Database
-from inturn.models.store import sending
-from inturn.models.store.sending import NewSession
+from inturn.models.store import opening
+from inturn.models.store.opening import NewSession
 from inturn.workers.stack import inturn_command
 from tests.acceptance.deployment import clean_environment
 from tests.stacks import wait_until
@@ -68,7 +68,7 @@ class Inturn:
         """Make the tables, and the session ``s``."""
         with closing(Database(self.database_url)) as database:
             migrations.upgrade(database)
-            sending.create_session(database, NewSession("s", "echo/echo"))
+            opening.create_session(database, NewSession("s", "echo/echo"))
         return self
 
     def pretend(self, version: str) -> None:

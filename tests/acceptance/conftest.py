@@ -12,8 +12,8 @@ from sqlalchemy import make_url
 
 from inturn import Client
 from tests.acceptance.deployment import KEY_VARIABLE, Deployment
-from tests.model_server import Call, ModelServer
-from tests.servers import free_port
+from ops.chaos.model import Call, ModelServer
+from ops.servers import free_port
 
 KINDS = ("embedded", "postgresql")
 

@@ -24,15 +24,14 @@ from inturn.models.states import ProcessKind
 from inturn.models.store.presence import WorkerInfo
 from inturn.workers.processes import ProcessIdentity
 from inturn.workers.stack import StackInfo, inturn_command
-from tests.stacks import ROOT, wait_until
+from ops.chaos import fleet
+from tests.stacks import wait_until
 
 WORKERS = 2
 SLOTS = 8
 """Of each worker: few, so that a turn that keeps one while it waits is noticed."""
 MAX_ATTEMPTS = 4
 KEY_VARIABLE, KEY = "ACCEPTANCE_KEY", "key-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
-FOREIGN = ("INTURN_", "CELERY_", "OPENAI_")
-OURS = "INTURN_TEST_"
 
 PACE: dict[str, Any] = {
     "default_model": "echo/echo",
@@ -52,9 +51,8 @@ START_SECONDS, STOP_SECONDS = 60, 10
 
 
 def clean_environment(config: Path) -> dict[str, str]:
-    """Ours, without what somebody has set for an inturn of their own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN) or name.startswith(OURS)}
-    return kept | {"XDG_CONFIG_HOME": str(config), "PYTHONPATH": str(ROOT), KEY_VARIABLE: KEY}
+    """Ours, without what somebody has set for an inturn of their own, and with the key of the model server."""
+    return fleet.clean_environment(config) | {KEY_VARIABLE: KEY}
 
 
 class Deployment:
@@ -103,8 +101,12 @@ class Deployment:
     def upgrade(self) -> None:
         """Make the tables; an embedded database makes its own."""
         if not self.is_embedded:
-            done = subprocess.run(inturn_command("db", "upgrade"), check=False, capture_output=True, **self._place())
+            done = self.command("db", "upgrade")
             assert done.returncode == 0, done.stderr
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(inturn_command(*words), check=False, capture_output=True, text=True, **self._place())
 
     def await_workers(self, workers: int = WORKERS, *, beat: bool = True) -> None:
         """Wait until so many workers are alive, and a beat."""
@@ -124,6 +126,13 @@ class Deployment:
             process.wait(STOP_SECONDS)
             del self._processes[process]
             self._run("worker")
+
+    def wreck(self) -> None:
+        """SIGKILL for all processes; the deployment can be started again."""
+        self._database.close()
+        for process in self._processes:
+            self._kill_with_children(process)
+        self._processes.clear()
 
     def stop(self) -> None:
         """End all processes, warmly if they can; the deployment can be started again."""

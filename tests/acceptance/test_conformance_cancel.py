@@ -9,7 +9,7 @@ import pytest
 from inturn import Client, InvalidInputError, Session, Turn, TurnCancelledError, TurnFailedError
 from inturn.models.states import TurnState
 from tests.acceptance.deployment import KEY, MAX_ATTEMPTS, SLOTS, WORKERS, Deployment
-from tests.model_server import Call, ModelServer
+from ops.chaos.model import Call, ModelServer
 from tests.stacks import wait_until
 
 Calls = Callable[[str], list[Call]]

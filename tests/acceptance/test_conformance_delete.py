@@ -7,7 +7,7 @@ import pytest
 
 from inturn import Client, SessionNotFoundError, TurnNotFoundError
 from tests.acceptance.deployment import Deployment
-from tests.model_server import Call
+from ops.chaos.model import Call
 from tests.stacks import wait_until
 
 Calls = Callable[[str], list[Call]]

@@ -6,7 +6,7 @@ import pytest
 
 from inturn import Client, SessionNotFoundError, TurnFailedError
 from tests.acceptance.deployment import KEY, KEY_VARIABLE, Deployment
-from tests.model_server import Call, ModelServer
+from ops.chaos.model import Call, ModelServer
 
 Calls = Callable[[str], list[Call]]
 

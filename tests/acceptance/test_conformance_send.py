@@ -1,9 +1,10 @@
-"""The conformance list, lines 10 to 16: send and wait. 14's ``interrupt`` and ``coalesce`` are not there yet."""
+"""The conformance list, lines 10 to 17: send and wait."""
 
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
@@ -11,14 +12,17 @@ from inturn import (
     Client,
     ClosedError,
     IdempotencyConflictError,
+    InvalidInputError,
     SendTimeoutError,
     SessionBusyError,
     Turn,
+    TurnCancelledError,
     TurnNotFoundError,
 )
 from inturn.models.states import TurnState
-from tests.acceptance.deployment import Deployment
-from tests.model_server import Call
+from ops.chaos.model import Call
+from tests.acceptance.deployment import SLOTS, WORKERS, Deployment
+from tests.stacks import wait_until
 
 Calls = Callable[[str], list[Call]]
 
@@ -31,6 +35,8 @@ with Client() as client:
 
 HANG = '!{"act": "hang"}'
 """Ahead of a turn, it keeps that one waiting until it is cancelled."""
+LATE_SECONDS = 3.0
+"""A second is what is meant, on a machine with nothing else to do."""
 
 
 def test_10_send_returns_once_stored_and_the_turn_is_found_anywhere(deployment: Deployment, client: Client, name: str):
@@ -145,6 +151,60 @@ def test_14_a_busy_session_enqueues_or_rejects(deployment: Deployment, client: C
     assert not any("too early" in message.data.content for message in messages)
 
 
+def test_14_an_interrupt_cancels_what_runs_and_waits_and_is_answered_next(client: Client, name: str, calls: Calls):
+    session = client.create_session(name, model="server/model")
+    ahead = [session.send(f"{name} 0 {HANG}"), *(session.send(f"{name} {number}") for number in (1, 2))]
+    wait_until(lambda: calls(name))
+    reply = session.send_and_wait(f"{name} rather this", when_busy="interrupt", timeout=30)
+    assert reply.turn == 4
+    assert reply.data.content.startswith(f"reply to: {name} rather this")
+    for turn in ahead:
+        with pytest.raises(TurnCancelledError, match=turn.id):
+            turn.wait(30)
+    aborted, answered = calls(name)
+    assert (aborted.outcome, answered.outcome) == ("client gone", "200")
+    assert answered.messages == [{"role": "user", "content": f"{name} rather this"}]
+    assert session.send_and_wait("nothing to interrupt", when_busy="interrupt", timeout=30).turn == 5
+
+
+def test_14_coalescing_joins_the_prompts_that_wait_into_one_turn(
+    deployment: Deployment, client: Client, name: str, calls: Calls, threads: ThreadPoolExecutor
+):
+    session, one = client.create_session(name, model="server/model"), f"{name} one"
+    running = session.send(f"{name} 0 {HANG}")
+    wait_until(lambda: calls(name))
+    first, second = session.send(one, idempotency_key="k1"), session.send("two")
+
+    def wait_elsewhere() -> str:
+        with deployment.client() as other:
+            return other.get_turn(first.id).wait(60).data.content
+
+    waiting = threads.submit(wait_elsewhere)
+    turn = session.send("three", when_busy="coalesce", idempotency_key="k3")
+    assert (turn.prompt, turn.state) == (f"{one}\n\ntwo\n\nthree", TurnState.QUEUED)
+    for joined in first, second:
+        assert (joined.refresh().state, joined.merged_into) == (TurnState.CANCELLED, turn.number)
+        assert not joined.cancel(), "harmless"
+        with pytest.raises(InvalidInputError, match=f"joined into turn {turn.id}"):
+            joined.retry()
+    with pytest.raises(SendTimeoutError) as late:
+        second.wait(0.05)
+    assert late.value.turn is second
+    assert running.refresh().state is TurnState.RUNNING, "it is not joined"
+    running.cancel()
+
+    reply = turn.wait(30)
+    assert reply.turn == turn.number
+    assert reply.data.content.startswith(f"reply to: {one}\n\ntwo\n\nthree")
+    assert second.wait(30) == reply
+    assert waiting.result(30) == reply.data.content
+    assert [session.send(text, idempotency_key=key).id for text, key in ((one, "k1"), ("three", "k3"))] == [
+        first.id, turn.id,
+    ]  # fmt: skip
+    assert len(calls(f"{one}\n\ntwo\n\nthree")) == 1
+    assert [message.turn for message in session.get_messages()] == [1, 2, 3, 4, 4]
+
+
 def test_15_history_alternates_in_the_order_of_sending(
     deployment: Deployment, client: Client, name: str, calls: Calls, threads: ThreadPoolExecutor
 ):
@@ -203,3 +263,67 @@ def test_16_a_handle_that_was_let_go_raises_and_changes_nothing(client: Client, 
     assert after is not None
     assert stored is not None
     assert (after.turns, after.messages, after.cursor) == (stored.turns, stored.messages, stored.cursor)
+
+
+@pytest.mark.parametrize("of_the_clock", [False, True])
+def test_17_not_before_delays_a_turn(client: Client, name: str, calls: Calls, of_the_clock: bool):
+    session = client.create_session(name, model="server/model")
+    wait = timedelta(seconds=2)
+    turn = session.send(f"{name} then", not_before=datetime.now(UTC) + wait if of_the_clock else wait)
+    behind = session.send(f"{name} behind it")
+    assert (turn.state, calls(name)) == (TurnState.QUEUED, [])
+    assert behind.wait(30).turn == 2
+    assert turn.refresh().started_at is not None
+    assert turn.started_at is not None
+    late = turn.started_at - turn.created_at - wait
+    assert timedelta(seconds=-0.1) < late < timedelta(seconds=LATE_SECONDS)
+    assert [call.prompt for call in calls(name)] == [f"{name} then", f"{name} behind it"]
+
+    far = session.send("next year", not_before=timedelta(days=365))
+    with pytest.raises(SendTimeoutError) as held_up:
+        session.send_and_wait("behind it as well", timeout=0.5)
+    assert far.cancel()
+    waiting = held_up.value.turn
+    assert isinstance(waiting, Turn)
+    assert waiting.wait(30).turn == 4, "nothing is put off any more"
+    session.send("next year", not_before=timedelta(days=365))
+    assert session.send_and_wait("rather now", when_busy="interrupt", timeout=30).turn == 6
+
+
+def test_17_batch_goes_behind_interactive_work(client: Client, name: str):
+    """More of it than there are slots, and it keeps them: what is said in chat meanwhile is answered."""
+    batch = [
+        client.create_session(f"{name}-{number}", model="server/model").send(f"{name} {HANG}", lane="batch")
+        for number in range(WORKERS * SLOTS + 2)
+    ]
+    wait_until(lambda: any(turn.refresh().state is TurnState.RUNNING for turn in batch))
+    chat = client.create_session(name, model="server/model")
+    assert chat.send_and_wait("a question", timeout=15).turn == 1
+    assert any(turn.refresh().attempts == 0 for turn in batch), "batch has not had its turn yet"
+    for turn in batch:
+        turn.cancel()
+    mixed = [chat.send("one", lane="batch"), chat.send("two"), chat.send("three", lane="batch")]
+    assert [turn.wait(30).turn for turn in mixed] == [2, 3, 4], "a session's own order holds whatever the lane"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"not_before": datetime(2030, 1, 1)},  # noqa: DTZ001 - that is what is refused
+        {"not_before": timedelta(0)},
+        {"not_before": timedelta(seconds=-1)},
+        {"not_before": timedelta.max},
+        {"not_before": datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))},
+        {"not_before": 5},
+        {"lane": "maintenance"},
+        {"lane": "Chat"},
+        {"lane": None},
+        {"when_busy": "join"},
+        {"when_busy": ["enqueue"]},
+    ],
+)
+def test_17_what_is_no_time_or_no_lane_is_refused(client: Client, name: str, refused: dict[str, Any]):
+    session = client.create_session(name)
+    with pytest.raises(InvalidInputError, match=r"not_before|no timezone|lane|when_busy"):
+        session.send("hello", **refused)
+    assert session.metadata().turns == 0

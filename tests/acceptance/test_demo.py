@@ -23,7 +23,7 @@ from inturn import Client
 from inturn.cli.scenes import Figures, check_replies, in_order
 from inturn.cli.stage import CheckFailedError
 from tests.acceptance.deployment import clean_environment
-from tests.model_server import ModelServer
+from ops.chaos.model import ModelServer
 
 COMMAND = [sys.executable, "-m", "inturn", "demo"]
 PATIENCE_SECONDS = 240

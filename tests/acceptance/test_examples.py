@@ -15,7 +15,7 @@ from inturn import Client, Settings
 from inturn.cli import cli
 from inturn.cli.invocation import Invocation
 from tests.acceptance.deployment import clean_environment
-from tests.model_server import ModelServer
+from ops.chaos.model import ModelServer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

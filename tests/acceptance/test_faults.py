@@ -3,24 +3,27 @@
 SEED replays the dice of a run, SECONDS makes it longer (``make chaos SEED=7 SECONDS=60``). Every run prints its figures.
 """
 
-import itertools
 import json
 import os
 import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inturn import Session
-from tests.acceptance.fleet import EmbeddedBroker, Fleet
-from tests.acceptance.ledger_check import Books
-from tests.acceptance.producers import Producers, spread
-from tests.model_server import ModelServer
-from tests.servers import PostgresServer, RedisServer
+from ops.chaos.books import Books
+from ops.chaos.figures import figures, spread
+from ops.chaos.fleet import EmbeddedBroker, Fleet
+from ops.chaos.model import ModelServer
+from ops.chaos.nemesis import Fault
+from ops.chaos.producers import Producers
+from ops.chaos.spending import repeated_calls, wasted_replies
+from ops.servers import PostgresServer, RedisServer
 
 SEED = int(os.environ.get("SEED") or os.environ.get("INTURN_CHAOS_SEED") or secrets.randbelow(10**6))
 SECONDS = float(os.environ.get("SECONDS") or os.environ.get("INTURN_CHAOS_SECONDS") or 5)
@@ -82,104 +85,95 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path, slow_model: ModelServe
             postgres.drop_database(database_url)
 
 
-def kill_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> dict[str, Any]:
+@contextmanager
+def noted(faults: list[Fault], kind: str) -> Iterator[dict[str, Any]]:
+    """A fault from its beginning to its end, for the books."""
+    began, detail = time.time(), dict[str, Any]()
+    yield detail
+    faults.append(Fault(kind, kind, began, time.time(), detail))
+
+
+def kill_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> list[Fault]:
     """SIGKILL for whoever is at work; another one is started at once, and the other one goes on alone meanwhile."""
-    kills, enough = 0, round(SECONDS * 0.6)
-    while producers.are_sending and kills < enough:
+    faults: list[Fault] = []
+    while producers.are_sending and len(faults) < round(SECONDS * 0.6):
         time.sleep(dice.uniform(0.2, 0.6))
         if victim := fleet.busy_worker():
-            fleet.kill(victim)
-            fleet.add_worker()
-            fleet.await_workers()
-            kills += 1
-    return {"kills": kills}
+            with noted(faults, "kill") as detail:
+                detail["sessions"] = fleet.sessions_of(victim)
+                fleet.kill(victim)
+                fleet.add_worker()
+                fleet.await_workers()
+    return faults
 
 
-def roll_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> dict[str, Any]:
+def roll_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> list[Fault]:
     """SIGTERM for one after the other, each after its successor was started."""
-    drained: list[float] = []
-    while producers.are_sending and len(drained) < SECONDS * 0.6:
-        for worker in list(fleet.workers):
-            time.sleep(dice.uniform(0.1, 0.4))
-            fleet.add_worker()
-            before = time.monotonic()
-            fleet.retire(worker)
-            drained.append(time.monotonic() - before)
-        fleet.await_workers()
-    return {"rolled": len(drained), "longest_goodbye_s": round(max(drained), 2)}
+    faults: list[Fault] = []
+    while producers.are_sending and len(faults) < SECONDS * 0.3:
+        with noted(faults, "deploy") as detail:
+            detail["drains"] = []
+            for worker in list(fleet.workers):
+                time.sleep(dice.uniform(0.1, 0.4))
+                fleet.add_worker()
+                before = time.monotonic()
+                fleet.retire(worker)
+                detail["drains"].append(time.monotonic() - before)
+            fleet.await_workers()
+    return faults
 
 
-def wipe_redis(fleet: Fleet, dice: random.Random, producers: Producers) -> dict[str, Any]:
+def wipe_redis(fleet: Fleet, dice: random.Random, producers: Producers) -> list[Fault]:
     """FLUSHALL, again and again, and once more after the last send: nobody but the sweep notices."""
-    wipes = 0
+    faults: list[Fault] = []
     while producers.are_sending:
         time.sleep(dice.uniform(0.2, 0.8))
+        with noted(faults, "redis_wiped"):
+            fleet.broker.flush()
+    with noted(faults, "redis_wiped"):
         fleet.broker.flush()
-        wipes += 1
-    fleet.broker.flush()
-    return {"wipes": wipes + 1}
+    return faults
 
 
-@pytest.mark.parametrize("fault", [kill_workers, roll_workers, wipe_redis])
+@pytest.mark.parametrize("hit", [kill_workers, roll_workers, wipe_redis])
 def test_nothing_is_lost_doubled_or_out_of_order(
-    fleet: Fleet, slow_model: ModelServer, say: Say, fault: Callable[..., dict[str, Any]]
+    fleet: Fleet, slow_model: ModelServer, say: Say, hit: Callable[..., list[Fault]]
 ):
     began, run = time.monotonic(), f"run-{secrets.token_hex(4)}"
-    with fleet.client() as client, Producers(client, run, SEED, TURNS, SESSIONS, SECONDS) as producers:
-        figures = fault(fleet, random.Random(SEED), producers)
+    rate = TURNS / SECONDS
+    with (
+        fleet.client() as client,
+        Producers(client, run, SEED, sessions=SESSIONS, rate=rate, seconds=SECONDS) as producers,
+    ):
+        faults = hit(fleet, random.Random(SEED), producers)
     waiting, sent = fleet.unfinished(), time.monotonic()
     fleet.await_drained(DRAIN_SECONDS + SECONDS)
     drained = time.monotonic() - sent
-    books = books_of(fleet, slow_model, producers)
-    violations = books.violations()
+    books = books_of(fleet, slow_model, producers, faults)
     say(
-        **{"accepted": len(producers.accepted), "violations": len(violations)} | figures,
-        repeated_calls=books.repeated_calls(),
-        wasted_replies=books.wasted_replies(),
+        **figures(books, faults, producers.log),
         waiting=waiting,
         drained_s=round(drained, 1),
-        resumed=spread(resumed_after(books)),
-        send=spread([one.seconds for one in producers.accepted]),
         stored=spread(stored_after(books)),
         took_s=round(time.monotonic() - began, 1),
     )
-    assert violations == []
-    assert len(producers.accepted) >= 1000
-    assert producers.refused == 0
-    assert sum(figures.values()) > 2, "hardly anything happened"
-    if fault is not kill_workers:
-        assert books.unfinished_tries() == []
-        assert books.repeated_calls() == 0
-    check_integrity(fleet)
+    assert books.violations() == []
+    assert len(producers.log.accepted) >= 1000
+    assert producers.log.refused == []
+    assert len(faults) > 1, "hardly anything happened"
+    if hit is not kill_workers:
+        assert {row.outcome for tries in books.tries.values() for row in tries} == {"completed"}
+        assert repeated_calls(books) == 0
 
 
-def books_of(fleet: Fleet, model: ModelServer, producers: Producers) -> Books:
-    settings = fleet.settings
-    return Books(producers.accepted, model.calls(), settings.context_turns, settings.max_attempts).read(fleet.database)
-
-
-def resumed_after(books: Books) -> list[float]:
-    """Seconds between a call's breaking off and the next one for the same turn."""
-    found = []
-    for calls in books.calls_of().values():
-        for earlier, later in itertools.pairwise(sorted(calls, key=lambda call: call.start)):
-            found.append(later.start - (earlier.end or later.start))
-    return found
+def books_of(fleet: Fleet, model: ModelServer, producers: Producers, faults: list[Fault]) -> Books:
+    return Books(producers.log, model.calls(), fleet.settings, faults).read(fleet.database)
 
 
 def stored_after(books: Books) -> list[float]:
     """Seconds between the model's reply and the moment in which it was stored."""
     ends = {turn: calls[-1].end or 0.0 for turn, calls in books.calls_of().items()}
     return [books.turns[turn].finished_at.timestamp() - end for turn, end in ends.items()]
-
-
-def check_integrity(fleet: Fleet) -> None:
-    if fleet.database.dialect == "sqlite":
-        assert [tuple(row) for row in fleet.query("PRAGMA integrity_check")] == [("ok",)]
-        assert fleet.query("PRAGMA foreign_key_check") == []
-    else:
-        idle = "state LIKE 'idle in transaction%' AND clock_timestamp() - state_change > interval '1 s'"
-        assert fleet.query(f"SELECT pid FROM pg_stat_activity WHERE {idle}") == []
 
 
 def times_of_sending(sessions: list[Session], prompt: str) -> list[float]:
@@ -243,22 +237,21 @@ def test_postgresql_restarted_in_the_middle(own_postgres: PostgresServer, redis:
         fleet = Fleet(tmp_path, own_postgres.create_database(), redis, **settings_for(model))
         try:
             fleet.start()
-            with fleet.client() as client, Producers(client, run, SEED, 200, 50, 3, f" !{directive}") as producers:
+            faults: list[Fault] = []
+            with (
+                fleet.client() as client,
+                Producers(client, run, SEED, sessions=50, rate=200 / 3, seconds=3, after=f" !{directive}") as producers,
+            ):
                 time.sleep(random.Random(SEED).uniform(1, 1.5))
-                before = time.monotonic()
-                own_postgres.restart("immediate")
-                away = time.monotonic() - before
-            in_flight = sum(call.end is None or call.end > time.time() - away for call in model.calls())
+                with noted(faults, "postgresql_restarted"):
+                    own_postgres.restart("immediate")
+            (fault,) = faults
+            in_flight = sum(call.end is None or call.end > fault.began for call in model.calls())
             fleet.await_drained(DRAIN_SECONDS)
-            books = books_of(fleet, model, producers)
-            violations = books.violations()
-            say(
-                accepted=len(producers.accepted), violations=len(violations), away_s=round(away, 2),
-                refused=producers.refused, in_flight=in_flight, repeated_calls=books.repeated_calls(),
-                wasted_replies=books.wasted_replies(),
-            )  # fmt: skip
-            assert violations == []
-            assert len(producers.accepted) == 200
-            assert books.wasted_replies() == 0, "every reply that was paid for was kept"
+            books = books_of(fleet, model, producers, faults)
+            say(**figures(books, faults, producers.log), in_flight=in_flight)
+            assert books.violations() == []
+            assert len(producers.log.accepted) == 200
+            assert wasted_replies(books) == 0, "every reply that was paid for was kept"
         finally:
             fleet.stop()

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.integration.stores import Store
-from tests.servers import PostgresServer
+from ops.servers import PostgresServer
 
 
 @pytest.fixture(scope="session")

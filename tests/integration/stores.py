@@ -13,9 +13,10 @@ from inturn.models import migrations
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.states import AttemptOutcome, Lane, TurnState
-from inturn.models.store import reading, sending, sweeping, working
+from inturn.models.store import opening, reading, sending, sweeping, working
+from inturn.models.store.opening import NewSession
 from inturn.models.store.reading import TurnRecord
-from inturn.models.store.sending import NewSession, Sent
+from inturn.models.store.sending import Sent
 from inturn.models.store.sweeping import Caps
 from inturn.models.store.working import Claim, Settlement, Started
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, SESSIONS, TURNS
@@ -48,7 +49,7 @@ class Store:
         return self.database.dialect == "sqlite"
 
     def session(self, key: str = "s", **how: Any) -> int:
-        return sending.create_session(self.database, NewSession(key=key, model="echo/echo", **how))
+        return opening.create_session(self.database, NewSession(key=key, model="echo/echo", **how))
 
     def send(self, key: str = "s", prompt: str = "hello", **how: Any) -> Sent:
         return sending.send(self.database, key, prompt, **how)

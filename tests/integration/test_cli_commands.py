@@ -105,6 +105,8 @@ def test_the_same_key_sends_once(shell: Shell) -> None:
         (("session", "create", "--retention", "soon"), 2, "is no length of time"),
         (("session", "list", "--active-after", "soon"), 2, "is no time"),
         (("send", "x", "", "--create"), 2, "empty"),
+        (("send", "x", "hello", "--create", "--not-before", "soon"), 2, "is no time"),
+        (("send", "x", "hello", "--create", "--lane", "maintenance"), 2, "'chat', 'batch'"),
         (("send", "x", "hello", "--model", "echo/echo"), 2, "--create"),
         (("worker", "--lanes", "chat,fast"), 2, "no lane 'fast'"),
         (("--database-url", "sqlite:////proc/x/y.db", "session", "list"), 1, "/proc/x"),
@@ -207,3 +209,19 @@ def test_turns_can_be_cancelled_and_sent_again(shell: Shell) -> None:
     [again] = shell.records("turn", "show", shell.ok("turn", "retry", turn).strip())
     assert (again["prompt"], again["retry_of"], again["reply"]) == ("hello", 1, None)
     assert "hello" in shell.ok("turn", "show", again["id"])
+
+
+def test_turns_that_wait_can_be_joined_or_put_off(shell: Shell) -> None:
+    first = shell.ok("send", "join-1", "one", "--create", "--not-before", "90m").strip()
+    joined = shell.ok("send", "join-1", "two", "--when-busy", "coalesce", "--lane", "batch").strip()
+    [shown] = shell.records("turn", "show", first)
+    assert (shown["state"], shown["merged_into"]) == ("cancelled", 2)
+    assert "merged_into" in shell.ok("turn", "show", first)
+    assert f"{first}\tcancelled, joined into {joined}\t" in shell.ok("turn", "list", "join-1")
+    assert shell.records("turn", "show", joined)[0]["prompt"] == "one\n\ntwo"
+    refused = shell.run("turn", "retry", first)
+    assert refused.returncode == 2
+    assert f"joined into turn {joined}" in refused.stderr
+    shell.ok("send", "join-1", "stop that", "--when-busy", "interrupt", "--not-before", "2099-12-01T08:00")
+    states = [one["state"] for one in shell.records("turn", "list", "join-1")]
+    assert states == ["cancelled", "cancelled", "queued"]

@@ -29,7 +29,7 @@ from celery.worker import state
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
 from inturn.workers.pool import TaskPool, run_coroutine
-from tests.servers import RedisServer
+from ops.servers import RedisServer
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.integration.pool_app"

@@ -18,7 +18,7 @@ from inturn.settings import Settings
 from inturn.workers import provider
 from inturn.workers.provider import REPLY_LIMIT, Prompt, ProviderError, Providers, Reply
 from inturn.workers.providers import BUILDERS
-from tests.model_server import Call, ModelServer
+from ops.chaos.model import Call, ModelServer
 
 KEY = "sk-of-the-tests-0123456789"
 MODEL = "local/gpt-test"

@@ -1,6 +1,7 @@
 """The sweep's verbs: leases of dead workers, lost hints, orphans, on both databases."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,10 +9,10 @@ from sqlalchemy import select
 
 from inturn.models.clock import now
 from inturn.models.states import Lane, TurnState
-from inturn.models.store import sending, sweeping
+from inturn.models.store import sending, sweeping, working
 from inturn.models.store.sweeping import Caps
 from inturn.models.tables import LEASES
-from tests.integration.stores import CAPS, WORKER, Store, meet, only_postgresql
+from tests.integration.stores import CAPS, WORKER, Store, meet, only_postgresql, settlement
 
 
 def test_an_expired_lease_is_taken_over_and_its_turn_waits_again(store: Store):
@@ -51,23 +52,84 @@ def test_a_lease_without_running_turn_is_let_go(store: Store):
 
 
 @pytest.mark.parametrize(
-    ("caps", "deaths"), [(Caps(attempts=5, rescues=3), 4), (Caps(attempts=2, rescues=3), 2), (Caps(5, 0), 1)]
+    ("caps", "deaths", "rescues"), [(Caps(5, rescues=3), 5, 3), (Caps(2, rescues=3), 2, 2), (Caps(5, rescues=1), 5, 1)]
 )
-def test_a_turn_that_kills_its_workers_fails_at_the_cap(store: Store, caps: Caps, deaths: int):
+def test_a_turn_whose_workers_die_fails_when_its_attempts_are_used_up(
+    store: Store, caps: Caps, deaths: int, rescues: int
+):
+    """Not before: once it is tried in a process of its own, it is not to blame for a worker's death."""
     session = store.session()
     store.send()
     store.send(prompt="the next one")
     for death in range(1, deaths + 1):
         started = store.start(session)
-        assert (started.number, started.attempts) == (1, death)
+        assert (started.number, started.attempts, started.rescues) == (1, death, min(death - 1, caps.rescues))
         store.expire(session)
         assert store.rescue_expired(caps) == [session], "the session is ready again, for this turn or the next"
     turn = store.turn(session)
     assert (turn.state, turn.error_type, turn.error_retryable) == (TurnState.FAILED, "worker_lost", True)
-    assert (turn.attempts, turn.rescues) == (deaths, deaths)
+    assert (turn.attempts, turn.rescues) == (deaths, rescues)
     assert turn.finished_at is not None
     assert store.outcomes(session) == [(1, number, "lost") for number in range(1, deaths + 1)]
     assert store.start(session).number == 2
+
+
+def used_up(store: Store, session: int) -> None:
+    store.start(session)
+    store.expire(session)
+    store.rescue_expired(Caps(attempts=1, rescues=1))
+
+
+def unstorable(store: Store, session: int) -> None:
+    store.settle(store.start(session), TurnState.FAILED, error_type="unstorable")
+
+
+@pytest.mark.parametrize("poison", [used_up, unstorable])
+def test_a_session_that_halts_stops_behind_a_quarantined_turn(store: Store, poison: Callable[[Store, int], None]):
+    halting, other = store.session(halts=True), store.session("other")
+    for key in "s", "other":
+        store.send(key)
+        store.send(key, "the next one")
+    for session in halting, other:
+        poison(store, session)
+        assert store.turn(session).state is TurnState.FAILED
+    assert [store.lease(session).halted_by for session in (halting, other)] == [1, None]
+    assert store.start().session_id == other, "goes on with its next turn"
+    assert store.claim(halting) is None
+    assert not store.send("s", "one more").hint or store.claim(halting) is None
+    store.change(LEASES, LEASES.c.session_id == halting, hinted_at=None)
+    assert store.write(sweeping.unhinted, Lane.CHAT, 0, 10) == [], "nobody is told of it"
+    store.change(LEASES, LEASES.c.session_id == halting, halted_by=None)
+    assert store.start(halting).number == 2
+
+
+def test_a_session_that_halts_goes_on_after_any_other_failure(store: Store):
+    session = store.session(halts=True)
+    store.send()
+    store.send(prompt="the next one")
+    store.settle(store.start(session), TurnState.FAILED, error_type="timeout")
+    assert store.lease(session).halted_by is None
+    assert store.start(session).number == 2
+
+
+def test_an_attempt_that_is_withdrawn_was_never_made(store: Store):
+    """As if it had not been claimed; only later."""
+    session, other = store.session(), store.session("other")
+    store.send()
+    store.send("other")
+    store.settle(store.start(session), TurnState.QUEUED, delay_seconds=0)
+    once, neighbour = store.start(session), store.start(other)
+    withdrawn = settlement(once, TurnState.QUEUED, outcome=None, delay_seconds=30)
+    with store.database.writing() as db:
+        assert working.settle(db, WORKER, [withdrawn, settlement(neighbour)]) == {session, other}
+        assert working.settled_before(db, [withdrawn]) == {session}
+    turn, lease = store.turn(session), store.lease(session)
+    assert (turn.state, turn.attempts, turn.rescues) == (TurnState.QUEUED, 1, 0)
+    assert (lease.owner, lease.later) == (None, True)
+    assert store.outcomes(session) == [(1, 1, "safe")]
+    assert store.outcomes(other) == [(1, 1, "completed")], "its neighbour's row stays"
+    store.change(LEASES, LEASES.c.session_id == session, ready_at=now())
+    assert store.start(session).attempts == 2
 
 
 def test_rescues_and_attempts_are_counted_apart(store: Store):

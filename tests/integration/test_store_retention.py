@@ -9,7 +9,7 @@ from sqlalchemy import insert, select
 from inturn.models.clock import now
 from inturn.models.errors import SessionNotFoundError, StorageError
 from inturn.models.states import Retention, TurnState
-from inturn.models.store import reading, retention, sending
+from inturn.models.store import opening, reading, retention
 from inturn.models.store.reading import SessionFilter
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
 from tests.integration.stores import Store, gate_at_commit, meet
@@ -56,9 +56,9 @@ def test_the_policy(store: Store):
             if state:
                 store.settle(started, state, delay_seconds=60.0)
         age(store, key, days)
-    sending.hold(store.database, "held", held=True)
-    sending.hold(store.database, "held-and-released", held=True)
-    sending.hold(store.database, "held-and-released", held=False)
+    opening.hold(store.database, "held", held=True)
+    opening.hold(store.database, "held-and-released", held=True)
+    opening.hold(store.database, "held-and-released", held=False)
     expected = ["old", "very-old", "short-lived", "held-and-released", "failed"]
     assert listed(store) == expected
     kept = [row.key for row in reading.list_sessions(store.database, SessionFilter()) if row.key not in expected]
@@ -134,8 +134,8 @@ def test_what_is_used_at_this_moment_stays(store: Store, other: Store, use: str)
 
 USES: dict[str, Any] = {
     "send": lambda store: store.send(),
-    "resume": lambda store: sending.resume_session(store.database, "s"),
-    "hold": lambda store: sending.hold(store.database, "s", held=True),
+    "resume": lambda store: opening.resume_session(store.database, "s"),
+    "hold": lambda store: opening.hold(store.database, "s", held=True),
 }
 
 
@@ -168,7 +168,7 @@ def test_deleting_takes_everything_whatever_it_is_doing(store: Store):
     store.send()
     store.send()
     store.start(session)
-    sending.hold(store.database, "s", held=True)
+    opening.hold(store.database, "s", held=True)
     assert retention.remove(store.database, "s") == session
     assert store.everything() == before
     assert store.count("SELECT count(*) FROM removals") == 0, "who deletes by hand knows it"
@@ -221,7 +221,7 @@ def test_a_long_removal_that_was_broken_off_is_finished_by_the_sweep(
     with pytest.raises(SessionNotFoundError):
         store.send()
     with pytest.raises(SessionNotFoundError):
-        sending.resume_session(store.database, "s")
+        opening.resume_session(store.database, "s")
     lease = store.lease(session)
     assert (lease.owner, lease.ready_at) == (None, None)
     assert lease.token > started.token

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import click
 import pytest
 
-from inturn.cli.values import json_pair, moment, pair, retention_rule, shown_retention, span
+from inturn.cli.values import due, json_pair, moment, pair, retention_rule, shown_retention, span
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,14 @@ def test_a_moment_is_a_date_a_time_or_a_span_ago() -> None:
     assert abs(datetime.now(UTC) - timedelta(days=7) - moment("7d")) < timedelta(minutes=1)
     with pytest.raises(click.BadParameter, match="'yesterday' is no time"):
         moment("yesterday")
+
+
+def test_what_is_to_happen_is_due_at_a_time_or_in_a_span() -> None:
+    assert due("2026-12-01T08:00+01:00") == datetime(2026, 12, 1, 7, tzinfo=UTC)
+    assert due("2026-12-01T08:00") == datetime(2026, 12, 1, 8).astimezone(UTC)
+    assert due("90m") == timedelta(minutes=90)
+    with pytest.raises(click.BadParameter, match="'tomorrow' is no time"):
+        due("tomorrow")
 
 
 def test_pairs() -> None:

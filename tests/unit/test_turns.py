@@ -1,13 +1,16 @@
-"""A slice's calls: two of one session in one process, as after a pause for longer than the lease."""
+"""A slice's calls: two of one session in one process, as after a pause for longer than the lease; those made in cells."""
 
 import asyncio
 from typing import Any, cast
 
-from inturn.models.states import Lane
-from inturn.models.store.working import Started
+import pytest
+
+from inturn.models.states import POISONED, AttemptOutcome, Lane, TurnState
+from inturn.models.store.working import Settlement, Started
 from inturn.settings import Settings
+from inturn.workers.cell import CellDiedError, Cells, NoPlaceError
 from inturn.workers.ledger import Ledger
-from inturn.workers.provider import Prompt, Providers, Reply
+from inturn.workers.provider import Prompt, ProviderError, Providers, Reply
 from inturn.workers.providers import BUILDERS
 from inturn.workers.turns import Turns
 
@@ -26,9 +29,9 @@ class Slow:
         self.go.set()
 
 
-def started(token: int) -> Started:
+def started(token: int, rescues: int = 0) -> Started:
     said = [{"role": "user", "content": "hello"}]
-    return Started(17, "user-1", token, 1, token, 0, Lane.CHAT, "echo/echo", {}, said)
+    return Started(17, "user-1", token, 1, token, 0, rescues, Lane.CHAT, "echo/echo", {}, said)
 
 
 async def claim_twice() -> tuple[Any, Any, Turns]:
@@ -52,3 +55,64 @@ def test_a_session_claimed_again_breaks_off_the_call_of_the_lost_lease_and_keeps
     assert latter.reply == "late but paid for"
     assert latter.token == 3
     assert turns.calls == {}
+
+
+class Cell:
+    """Ends as it is told to; everybody else must leave it alone."""
+
+    def __init__(self, end: Exception | None) -> None:
+        self.end = end
+        self.asked = 0
+
+    async def reply(self, model: str, prompt: Prompt) -> Reply:
+        self.asked += 1
+        if self.end:
+            raise self.end
+        return Reply("from the cell")
+
+
+def settled(cell: Cell, rescues: int) -> Settlement | None:
+    async def attempt() -> Settlement | None:
+        settings = Settings(max_rescues=3)
+        providers = Providers(settings.available_providers, BUILDERS, deadline_seconds=10)
+        turns = Turns(settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False)
+        turns.cells = cast(Cells, cell)
+        settlement = await turns._attempt(started(token=1, rescues=rescues))
+        assert turns.calls == {}
+        return settlement
+
+    return asyncio.run(attempt())
+
+
+@pytest.mark.parametrize(("rescues", "asked"), [(2, 0), (3, 1), (4, 1)])
+def test_a_turn_that_was_rescued_too_often_is_tried_in_a_cell(rescues: int, asked: int) -> None:
+    cell = Cell(None)
+    settlement = settled(cell, rescues)
+    assert cell.asked == asked
+    assert settlement is not None
+    assert settlement.outcome is AttemptOutcome.COMPLETED
+    assert (settlement.reply == "from the cell") == bool(asked)
+
+
+def test_while_all_cells_are_taken_no_attempt_is_counted() -> None:
+    settlement = settled(Cell(NoPlaceError()), 3)
+    assert settlement is not None
+    assert (settlement.state, settlement.outcome, settlement.error_type) == (TurnState.QUEUED, None, None)
+    assert 2 <= settlement.delay_seconds <= 6
+
+
+def test_a_turn_whose_cell_died_is_quarantined() -> None:
+    settlement = settled(Cell(CellDiedError("was killed by SIGSEGV")), 3)
+    assert settlement is not None
+    assert (settlement.state, settlement.outcome) == (TurnState.FAILED, AttemptOutcome.LOST)
+    assert settlement.error_type in POISONED
+    assert settlement.retryable
+    assert settlement.error_message is not None
+    assert "was killed by SIGSEGV" in settlement.error_message
+    assert settlement.error_message.startswith("3 workers died")
+
+
+def test_a_cell_that_did_not_start_is_tried_again() -> None:
+    settlement = settled(Cell(ProviderError("safe", "cell_not_started", "no room")), 3)
+    assert settlement is not None
+    assert (settlement.state, settlement.outcome) == (TurnState.QUEUED, AttemptOutcome.SAFE)

@@ -1,4 +1,4 @@
-"""How the model server misbehaves: see ``model_server.py``."""
+"""How the model server misbehaves: see ``model.py``."""
 
 import asyncio
 import email.utils

@@ -1,6 +1,6 @@
-"""A model server for tests: a real HTTP process that speaks chat completions, and misbehaves on request.
+"""A model server for tests and chaos runs: a real HTTP process that speaks chat completions, and misbehaves on request.
 
-``python -m tests.model_server --port 0 --log FILE`` prints ``{"port": ..., "pid": ...}`` as its first line and writes a
+``python -m ops.chaos.model --port 0 --log FILE`` prints ``{"port": ..., "pid": ...}`` as its first line and writes a
 JSON line to FILE when a call begins and when it ends. It answers ``reply to: <last user message> (seen N messages)``.
 
 What it does instead is said in the last user message itself, so that it travels through the whole product:
@@ -11,7 +11,7 @@ What it does instead is said in the last user message itself, so that it travels
 ``times``          misbehave for the first so many calls of one idempotency key only (default: for all)
 ``status``         answer with this status, with ``retry_after`` (as written, or ``{"in": seconds}`` for an HTTP date)
                    or ``retry_after_ms``; ``say`` chooses the message, ``form`` its shape (``SAYINGS``, ``FORMS``)
-``act``            one of ``ACTS`` in ``model_acts.py``
+``act``            one of ``ACTS`` in ``acts.py``
 =================  ===================================================================================================
 """
 
@@ -37,7 +37,7 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from tests.model_acts import ACTS, Exchange, refusal, whole
+from ops.chaos.acts import ACTS, Exchange, refusal, whole
 
 STOP_SECONDS = 10
 PATH = "/v1/chat/completions"
@@ -138,7 +138,7 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.model_server")
+    parser = argparse.ArgumentParser(prog="python -m ops.chaos.model")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--log", type=Path, help="file that calls are appended to")
     parser.add_argument("--latency", type=float, nargs=2, default=(0.0, 0.0), metavar=("LOW", "HIGH"), help="seconds")
@@ -188,8 +188,8 @@ class ModelServer:
         self._log = Path(self._directory.name) / "calls.jsonl"
         flags = [f"--port={port}", f"--log={self._log}", f"--seed={seed}", f"--key={key}", "--with-parent"]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tests.model_server", *flags, "--latency", *map(str, latency)],
-            cwd=Path(__file__).parents[1],
+            [sys.executable, "-m", "ops.chaos.model", *flags, "--latency", *map(str, latency)],
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

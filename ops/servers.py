@@ -23,7 +23,7 @@ from sqlalchemy import make_url
 
 from inturn.models.errors import BrokerUnreachableError
 from inturn.workers.embedded import server_binary
-from tests.server_process import ServerProcess, ServerUnavailableError
+from ops.server_process import ServerProcess, ServerUnavailableError
 
 # Outside the ports that the kernel gives to outgoing connections: while a killed server is away, a client that keeps
 # dialling a port of that range can end up connected to itself.
@@ -36,12 +36,14 @@ class PostgresServer:
     Args:
         given: the URL of a running server whose user may create databases; empty starts one of our own.
         binaries: the directory of ``initdb`` and ``postgres``; looked for by default.
+        connections: how many our own takes.
 
     Raises:
         ServerUnavailableError: there is no PostgreSQL here, or it does not start.
     """
 
-    def __init__(self, given: str = "", binaries: Path | None = None) -> None:
+    def __init__(self, given: str = "", binaries: Path | None = None, connections: int = 200) -> None:
+        self._connections = connections
         self._created: list[str] = []
         self._count = 0
         self._own = None if given else ServerProcess("postgres", signal.SIGQUIT, unprivileged_uid())
@@ -131,7 +133,7 @@ class PostgresServer:
             "listen_addresses": "127.0.0.1",
             "port": self._address.port,
             "unix_socket_directories": "",
-            "max_connections": 200,
+            "max_connections": self._connections,
             "shared_buffers": "128MB",
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
@@ -182,6 +184,24 @@ class RedisServer:
     def kill(self) -> None:
         """SIGKILL; what the append-only file does not hold yet is lost."""
         self._process.end(signal.SIGKILL)
+
+    def keep_file(self) -> None:
+        """Copy the append-only file as it is now."""
+        shutil.rmtree(self._kept_file, ignore_errors=True)
+        shutil.copytree(self._file, self._kept_file)
+
+    def bring_back_file(self) -> None:
+        """While it is down: put the copy in the place of the file."""
+        shutil.rmtree(self._file)
+        self._kept_file.rename(self._file)
+
+    @property
+    def _file(self) -> Path:
+        return self._process.directory / "appendonlydir"
+
+    @property
+    def _kept_file(self) -> Path:
+        return self._process.directory / "kept"
 
     def freeze(self) -> None:
         """SIGSTOP: connections stay open and nothing answers, as behind a broken network."""

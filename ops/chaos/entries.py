@@ -1,0 +1,109 @@
+"""The three books side by side: what producers were promised, what the model was asked, and what the database holds."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from sqlalchemy import Table, select
+
+from inturn.models.database import Database
+from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
+from inturn.settings import Settings
+from ops.chaos.guards import ailments, missing_guards
+from ops.chaos.model import Call
+from ops.chaos.nemesis import Fault
+from ops.chaos.promises import Accepted, Log
+
+TurnId = tuple[int, int]
+"""A session's surrogate id, and the turn's number in it."""
+
+
+@dataclass
+class Entries:
+    """What there is to compare.
+
+    Args:
+        log: the producers' own.
+        calls: the model server's own log.
+        caps: what the run is judged by.
+        faults: what was done to inturn meanwhile.
+
+    Attributes:
+        tries: the recorded attempts of each turn, in order.
+        found_wrong: what the database says of itself, as sentences.
+        traces: where a text was found that must be gone; see ``traces``.
+    """
+
+    log: Log
+    calls: list[Call]
+    caps: Settings
+    faults: Sequence[Fault] = ()
+    turns: dict[TurnId, Any] = field(default_factory=dict)
+    messages: dict[TurnId, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    tries: dict[TurnId, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    leases: list[Any] = field(default_factory=list)
+    sessions: list[Any] = field(default_factory=list)
+    removals: list[Any] = field(default_factory=list)
+    found_wrong: list[str] = field(default_factory=list)
+    missing_guards: list[str] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
+
+    def read(self, database: Database) -> Self:
+        """Take down what the database holds of this run's sessions."""
+        prefix = self.log.run
+        self.sessions = [row for row in all_rows(database, SESSIONS) if row.key.startswith(prefix)]
+        self.removals = [row for row in all_rows(database, REMOVALS, "id") if row.session_key.startswith(prefix)]
+        strangers = {row.id for row in all_rows(database, SESSIONS)} - {row.id for row in self.sessions}
+        for row in all_rows(database, TURNS):
+            if row.session_id not in strangers:
+                self.turns[row.session_id, row.number] = row
+        for row in all_rows(database, MESSAGES, "turn_number", "position"):
+            if row.session_id not in strangers:
+                self.messages[row.session_id, row.turn_number].append(row)
+        for row in all_rows(database, ATTEMPTS, "turn_number", "number"):
+            if row.session_id not in strangers:
+                self.tries[row.session_id, row.turn_number].append(row)
+        self.leases = [row for row in all_rows(database, LEASES) if row.session_id not in strangers]
+        self.found_wrong, self.missing_guards = list(ailments(database)), list(missing_guards(database))
+        return self
+
+    @property
+    def repair_seconds(self) -> float:
+        """After a fault everything is in order again within a lease and two sweeps."""
+        return self.caps.lease_seconds + 2 * self.caps.sweep_seconds
+
+    @property
+    def gone(self) -> set[int]:
+        """Sessions that were deleted, or removed by retention."""
+        return {deleted.session for deleted in self.log.deleted}
+
+    def standing(self) -> Iterator[Accepted]:
+        """The accepted prompts whose sessions are still there."""
+        gone = self.gone
+        return (one for one in self.log.accepted if one.session not in gone)
+
+    def said(self, turn: TurnId, role: str) -> list[str]:
+        return [row.content for row in self.messages.get(turn, ()) if row.role == role]
+
+    def calls_of(self) -> dict[TurnId, list[Call]]:
+        """The calls of each turn, in the order of their beginning: prompts are unique in a run, joined ones too."""
+        by_prompt = {one.prompt: one.turn for one in self.log.accepted}
+        for turn in self.messages:
+            by_prompt |= dict.fromkeys(self.said(turn, "user"), turn)
+        found: dict[TurnId, list[Call]] = defaultdict(list)
+        for call in sorted(self.calls, key=lambda call: call.start):
+            if call.prompt in by_prompt:
+                found[by_prompt[call.prompt]].append(call)
+        return found
+
+    def calls_by_session(self) -> dict[int, list[Call]]:
+        found: dict[int, list[Call]] = defaultdict(list)
+        for (session, _), calls in self.calls_of().items():
+            found[session] += calls
+        return {session: sorted(calls, key=lambda call: call.start) for session, calls in found.items()}
+
+
+def all_rows(database: Database, table: Table, *order: str) -> list[Any]:
+    with database.reading() as db:
+        return list(db.execute(select(table).order_by(*(table.c[name] for name in order))))

@@ -1,0 +1,138 @@
+"""The nemesis: deals out faults, one after the other, in an order that its seed decides.
+
+What a fault does, and how it is undone, is an ``Attack``; they live in ``faults/``, in files named after what they hit.
+What has happened is a ``Fault``: the checker needs to know, since some of them excuse what nothing else does.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+PAUSE_SECONDS = (0.3, 3.0)
+"""Between two faults."""
+IMPATIENCE = 0.3
+"""How often the next fault does not wait until everybody is at work again."""
+
+Hit = Callable[[random.Random], AbstractContextManager[dict[str, Any]]]
+"""Begins a fault, yields what is worth knowing about it, and undoes it at the end, whatever happens in between."""
+
+
+class NothingToHitError(Exception):
+    """The fault finds nothing that it could hit now."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One that has happened.
+
+    Attributes:
+        name: of the attack, such as ``workers.kill_busiest``.
+        kind: what it comes down to for those who look at the figures, one of ``KINDS``.
+        began, ended: Unix time in seconds. Undoing it is over at ``ended``: who was killed has a successor, say.
+        detail: such as ``sessions``, the surrogate IDs that a killed worker held; ``drains``, how many seconds each
+            worker of a rolling restart took to leave; ``outlasts_lease``; ``after_recovery``, whether everybody was at
+            work again when it began.
+    """
+
+    name: str
+    kind: str
+    began: float
+    ended: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def may_overlap(self) -> bool:
+        """Whether somebody alive may have lost leases over it: calls of one session may then overlap."""
+        return bool(self.detail.get("outlasts_lease"))
+
+
+KINDS = {
+    "kill": "workers ended by SIGKILL",
+    "pause": "workers stopped by SIGSTOP",
+    "deploy": "workers ended by SIGTERM, one by one",
+    "beat": "no beat, or two",
+    "partition": "workers cut off from Redis or from the database",
+    "model": "workers cut off from the model",
+    "redis_wiped": "Redis emptied",
+    "redis_restarted": "Redis ended by SIGKILL, and started again",
+    "redis_frozen": "Redis stopped by SIGSTOP",
+    "redis_other": "Redis out of memory, or hanging up",
+    "postgresql_restarted": "PostgreSQL ended as by a crash, and started again",
+    "postgresql_other": "locks held, connections ended or used up",
+    "sqlite": "the file locked by a stranger, the disk full",
+    "command": "a command of the user's own",
+}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A fault that may happen.
+
+    Attributes:
+        seconds: how long it lasts, at least and at most.
+        silences: whether workers that live cannot renew their leases meanwhile.
+    """
+
+    name: str
+    kind: str
+    hit: Hit
+    seconds: tuple[float, float] = (0, 0)
+    silences: bool = False
+
+
+class Nemesis:
+    """Deals out attacks.
+
+    Args:
+        patience: how many seconds a worker may be silent before it can lose its leases.
+        settle: waits until everybody is at work again.
+    """
+
+    def __init__(
+        self,
+        attacks: Sequence[Attack],
+        seed: int,
+        patience: float,
+        pause: tuple[float, float] = PAUSE_SECONDS,
+        settle: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.current = ""
+        self._settle = settle
+        self._attacks, self._patience, self._pause = list(attacks), patience, pause
+        self._dice = random.Random(seed)
+        self._deck: list[Attack] = []
+
+    def run(self, goes_on: Callable[[], bool]) -> Iterator[Fault]:
+        """Deal out faults while somebody wants them. Each is undone before the next one begins, and before we leave."""
+        while goes_on():
+            if waits := self._dice.random() > IMPATIENCE:
+                self._settle()
+            time.sleep(self._dice.uniform(*self._pause))
+            if self._attacks and goes_on() and (fault := self._deal(self._draw())):
+                fault.detail["after_recovery"] = waits
+                yield fault
+
+    def _draw(self) -> Attack:
+        """Each once before any comes again: a short run should see many."""
+        if not self._deck:
+            self._deck = self._dice.sample(self._attacks, len(self._attacks))
+        return self._deck.pop()
+
+    def _deal(self, attack: Attack) -> Fault | None:
+        seconds = self._dice.uniform(*attack.seconds)
+        self.current = attack.name
+        began = time.time()
+        try:
+            with attack.hit(self._dice) as detail:
+                time.sleep(seconds)
+        except NothingToHitError:
+            return None
+        finally:
+            self.current = ""
+        ended = time.time()
+        if attack.silences and ended - began > self._patience:
+            detail["outlasts_lease"] = True
+        return Fault(attack.name, attack.kind, began, ended, detail)

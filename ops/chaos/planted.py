@@ -1,0 +1,117 @@
+"""inturn with one of its guards taken away, to show that the checker sees what the guard is for.
+
+``python -m ops.chaos.planted FAULT worker ...`` is ``inturn worker ...`` with a fault planted in this process only: the
+product knows no switch for it.
+
+===========  =====================================================================================================
+``fence``    settling asks neither whose the lease is nor under which token: who comes back late overwrites
+``unique``   the database takes two running turns of a session, and two replies to a turn
+``recheck``  releasing a session does not look whether it was sent to meanwhile
+``precount`` an attempt is recorded when it is over, rather than before the call
+===========  =====================================================================================================
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, delete, insert, select, text, update
+
+from inturn.cli import main
+from inturn.models.clock import now
+from inturn.models.database import Database
+from inturn.models.store.dialects import postgresql, sqlite
+from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, TURNS
+from inturn.settings import Settings
+
+ENGINES: tuple[Any, ...] = (postgresql, sqlite)
+PRIMARY_KEY = re.compile(r",\s*CONSTRAINT pk_messages PRIMARY KEY \([^)]*\)")
+
+
+def rewrite(engine: ModuleType, name: str, before: str, after: str) -> None:
+    """Replace a part of a statement. It must be there once: else the fault would not be planted, and go unnoticed."""
+    statement = getattr(engine, name).text
+    if statement.count(before) != 1:
+        sys.exit(f"{engine.__name__}.{name} has {before!r} {statement.count(before)} times: look what has become of it")
+    setattr(engine, name, text(statement.replace(before, after)))
+
+
+def fence() -> None:
+    rewrite(
+        postgresql, "SETTLE", "AND l.token = item.token AND l.owner || '' = :owner", "AND CAST(:owner AS text) <> ''"
+    )
+    rewrite(sqlite, "HELD", "l.token = i.value ->> 'token' AND l.owner = :owner", ":owner <> ''")
+
+
+def recheck() -> None:
+    rewrite(postgresql, "SETTLE", "ELSE item.ready_at END", "ELSE NULL END")
+    rewrite(sqlite, "RELEASE", f"ready_at = (SELECT ready_at {sqlite.LOWEST})", "ready_at = NULL")
+
+
+def precount() -> None:
+    for engine in ENGINES:
+        engine.claim, engine.settle = uncounted_claim(engine.claim), counting_settle(engine.settle)
+
+
+def uncounted_claim(claim: Callable[..., list[dict[str, Any]]]) -> Callable[..., list[dict[str, Any]]]:
+    def claim_without_count(db: Connection, *how: Any) -> list[dict[str, Any]]:
+        started = claim(db, *how)
+        for row in started:
+            db.execute(delete(ATTEMPTS).where(*mine(ATTEMPTS, row), ATTEMPTS.c.number == row["attempts"]))
+            db.execute(update(TURNS).where(*mine(TURNS, row)).values(attempts=TURNS.c.attempts - 1))
+        return started
+
+    return claim_without_count
+
+
+def counting_settle(settle: Callable[..., set[int]]) -> Callable[..., set[int]]:
+    def settle_and_count(db: Connection, owner: str, items: str) -> set[int]:
+        for item in orjson.loads(items):
+            held = (LEASES.c.session_id == item["session_id"]) & (LEASES.c.token == item["token"])
+            if db.execute(select(LEASES.c.owner).where(held).with_for_update()).scalar() != owner:
+                continue
+            key = {"session_id": item["session_id"], "turn_number": item["number"], "number": item["attempt"]}
+            db.execute(insert(ATTEMPTS).values(**key, token=item["token"], started_at=now()))
+            db.execute(update(TURNS).where(*mine(TURNS, item)).values(attempts=item["attempt"]))
+        return settle(db, owner, items)
+
+    return settle_and_count
+
+
+def mine(table: Any, row: dict[str, Any]) -> tuple[Any, ...]:
+    number = table.c.number if table is TURNS else table.c.turn_number
+    return table.c.session_id == row["session_id"], number == row["number"]
+
+
+def unique() -> None:
+    database = Database(Settings.load().effective_database_url, connections=1)
+    with database.writing() as db:
+        db.execute(text("DROP INDEX IF EXISTS uq_turns_running"))
+        if database.dialect == "postgresql":
+            db.execute(text("ALTER TABLE messages DROP CONSTRAINT IF EXISTS pk_messages"))
+        else:
+            rebuild_without_key(db)
+    database.close()
+
+
+def rebuild_without_key(db: Connection) -> None:
+    """SQLite drops no constraint. Another process may have done this already."""
+    made: str = db.execute(text("SELECT sql FROM sqlite_master WHERE name = 'messages'")).scalar_one()
+    without, found = PRIMARY_KEY.subn("", made)
+    if found:
+        db.execute(text("ALTER TABLE messages RENAME TO messages_with_key"))
+        db.exec_driver_sql(without)
+        db.execute(insert(MESSAGES).from_select(list(MESSAGES.c.keys()), select(text("* FROM messages_with_key"))))
+        db.execute(text("DROP TABLE messages_with_key"))
+
+
+FAULTS: dict[str, Callable[[], None]] = {plant.__name__: plant for plant in (fence, unique, recheck, precount)}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in FAULTS:
+        sys.exit(f"usage: python -m ops.chaos.planted {{{','.join(FAULTS)}}} worker|beat ...")
+    FAULTS[sys.argv.pop(1)]()
+    main()

@@ -1,0 +1,100 @@
+"""4. to 6.: every call is on record before it is made, sessions have one at a time, and who lost a lease changes nothing."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from inturn.models.states import AttemptOutcome, TurnState
+from ops.chaos.entries import Entries
+from ops.chaos.fates import shown
+from ops.chaos.misdeeds import told
+from ops.chaos.model import Call
+
+OVERLAP_SECONDS = 0.05
+"""The model server notices a caller's death a little later than the caller's successor may be started."""
+
+
+def uncounted(books: Entries) -> Iterator[str]:
+    """4. Calls <= attempts recorded <= the cap."""
+    gone, calls_of = books.gone, books.calls_of()
+    for turn, calls in calls_of.items():
+        if len(calls) > books.caps.max_attempts:
+            yield f"turn {shown(turn)} was called {len(calls)} times, and {books.caps.max_attempts} are allowed"
+        recorded = len(books.tries.get(turn, ()))
+        if len(calls) > recorded and turn[0] not in gone:
+            yield f"turn {shown(turn)} was called {len(calls)} times, and {recorded} attempts are on record"
+    for turn, row in books.turns.items():
+        numbers = [each.number for each in books.tries.get(turn, ())]
+        if numbers != list(range(1, row.attempts + 1)) or row.attempts > books.caps.max_attempts:
+            yield f"turn {shown(turn)} counts {row.attempts} attempts, and {numbers} are on record"
+        if row.state == TurnState.COMPLETED and "200" not in {call.outcome for call in calls_of.get(turn, ())}:
+            yield f"turn {shown(turn)} was answered by nobody"
+
+
+def overlapping(books: Entries) -> Iterator[str]:
+    """5. At no time two calls of one session, unless somebody alive lost leases: then at most once per such fault."""
+    allowed = sum(fault.may_overlap for fault in books.faults)
+    for session, calls in books.calls_by_session().items():
+        found = overlaps(calls)
+        if len(found) > allowed:
+            former, call = found[-1]
+            yield f"session {session}: call {call.number} began before {former.number} was over ({len(found)} such)"
+
+
+def overlaps(calls: list[Call]) -> list[tuple[Call, Call]]:
+    """Pairs of a session's calls, in the order of their beginning: the former was under way when the latter began."""
+    found = []
+    for place, call in enumerate(calls):
+        last = max(calls[:place], key=end_of, default=None)
+        if last is not None and end_of(last) > call.start + OVERLAP_SECONDS:
+            found.append((last, call))
+    return found
+
+
+def end_of(call: Call) -> float:
+    return call.end or float("inf")
+
+
+def stale(books: Entries) -> Iterator[str]:
+    """6. Who lost a lease changes nothing any more: tokens grow, and an attempt is over before the next one begins."""
+    by_session: dict[int, list[Any]] = defaultdict(list)
+    for (session, _), tries in sorted(books.tries.items()):
+        by_session[session] += tries
+    for session, tries in by_session.items():
+        yield from superseded(session, tries)
+    for turn, row in books.turns.items():
+        outcomes = [each.outcome for each in books.tries.get(turn, ())]
+        kept = outcomes.count(AttemptOutcome.COMPLETED)
+        if kept != (row.state == TurnState.COMPLETED) or (kept and outcomes[-1] != AttemptOutcome.COMPLETED):
+            yield f"turn {shown(turn)} is {row.state}, and its attempts ended {outcomes}"
+        if row.finished_at is not None and None in outcomes:
+            yield f"turn {shown(turn)} is {row.state}, and an attempt at it is not over"
+    newest = {session: max(each.token for each in tries) for session, tries in by_session.items()}
+    for lease in books.leases:
+        if lease.token < newest.get(lease.session_id, 0):
+            yield f"session {lease.session_id} has a lease with a smaller token than an attempt"
+
+
+def superseded(session: int, tries: list[Any]) -> Iterator[str]:
+    for earlier, later in pairwise(tries):
+        name = f"{session}.{earlier.turn_number} attempt {earlier.number}"
+        if earlier.token >= later.token:
+            yield f"{name} has token {earlier.token}, and the one that superseded it {later.token}"
+        if earlier.ended_at is None or earlier.ended_at > later.started_at:
+            yield f"{name} was changed after it was superseded: it ended {earlier.outcome} at {earlier.ended_at}"
+
+
+def repeated_calls(books: Entries) -> int:
+    """Calls beyond one per turn."""
+    return sum(len(calls) - 1 for calls in books.calls_of().values())
+
+
+def wasted_replies(books: Entries) -> int:
+    """Replies that were paid for and not kept; what the model was told to spoil does not count."""
+    wasted = 0
+    for calls in books.calls_of().values():
+        _, spoilt = told(calls[0].prompt)
+        good = sum(call.outcome == "200" for place, call in enumerate(calls) if place >= spoilt)
+        wasted += max(0, good - 1)
+    return wasted
