@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     cleanup_interval_seconds: Positive = Field(3600, description="How often beat cleans up. Default 3600.")
     cleanup_chunk: Count = Field(100, description="Sessions removed per transaction. Default 100.")
     concurrency: Count = Field(1000, description="Sessions that one worker process serves at once. Default 1000.")
+    batch_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="Share of a worker's slots that batch may take where it also serves chat. Default 0.8."
+    )
     slice_turns: Count = Field(64, description="Turns a task works off before it goes back into the queue. Default 64.")
     slice_seconds: Positive = Field(60, description="Time a task works before it goes back into the queue. Default 60.")
     shutdown_grace_seconds: Positive = Field(

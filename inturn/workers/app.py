@@ -6,7 +6,8 @@
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
+from celery.app.amqp import AMQP
+from kombu import Connection, Queue
 
 from inturn.models.states import Lane
 from inturn.settings import Settings
@@ -17,9 +18,28 @@ WORKER_SOCKET_TIMEOUT_SECONDS = 120
 """Longer than a worker's blocking read of its queues, so that only a broker that is gone ends it."""
 
 
+RECONNECT_SECONDS = {"interval_start": 1.0, "interval_step": 0.0, "interval_max": 1.0}
+"""Kombu's own waits grow to 30 s, for which workers would stay away from a broker that is back; no setting says less."""
+
+
+class Line(Connection):
+    """A connection to the broker, looked for every second while it is gone."""
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        """What workers and beat come back by."""
+        return super().ensure_connection(*args, **(RECONNECT_SECONDS | options))  # type: ignore[no-untyped-call]
+
+
+class Lines(AMQP):  # type: ignore[misc]
+    """Where Celery takes its connections from."""
+
+    Connection = Line
+
+
 class InturnApp(Celery):  # type: ignore[misc]
     """Celery, and the settings that it was made from."""
 
+    amqp_cls = "inturn.workers.app:Lines"
     settings: Settings
 
 
@@ -86,7 +106,12 @@ def producer_transport() -> dict[str, Any]:
 
 
 def worker_transport() -> dict[str, Any]:
-    return {"socket_timeout": WORKER_SOCKET_TIMEOUT_SECONDS, "socket_connect_timeout": 10, "socket_keepalive": True}
+    return {
+        "socket_timeout": WORKER_SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout": 10,
+        "socket_keepalive": True,
+        "queue_order_strategy": "inturn.workers.shares:OpenLanes",
+    }
 
 
 def __getattr__(name: str) -> InturnApp:

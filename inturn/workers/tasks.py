@@ -9,6 +9,7 @@ from inturn.workers import maintenance
 from inturn.workers.crew import on_duty
 from inturn.workers.pool import run_coroutine
 from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS, SEND_MESSAGE
+from inturn.workers.shares import shares
 
 
 class Hint(TypedDict):
@@ -22,7 +23,8 @@ class Hint(TypedDict):
 def send_message(self: Task, hint: Hint) -> None:
     """Work off the session's waiting turns, then others of the lane."""
     lane = Lane((self.request.delivery_info or {}).get("routing_key") or Lane.CHAT)
-    run_coroutine(on_duty().turns.work(lane, hint["session"]))
+    with shares.slot(lane):
+        run_coroutine(on_duty().turns.work(lane, hint["session"]))
 
 
 @shared_task(name=REMOVE_EXPIRED_SESSIONS, ignore_result=True)  # type: ignore[untyped-decorator]
