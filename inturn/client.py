@@ -13,20 +13,30 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from inturn.connections import Connections
-from inturn.models.content import checked_context, checked_labels, checked_session_id, checked_system_message, storable
+from inturn.models.content import (
+    checked_context,
+    checked_labels,
+    checked_lane,
+    checked_session_id,
+    checked_system_message,
+    checked_turn_id,
+    storable,
+)
 from inturn.models.errors import (
     ClosedError,
     InvalidInputError,
     SessionExistsError,
     SessionNotFoundError,
-    TurnNotFoundError,
     UnknownModelError,
 )
-from inturn.models.store import reading, retention, sending
+from inturn.models.store import halting, lanes, opening, reading, retention
+from inturn.models.store.lanes import LaneInfo
+from inturn.models.store.opening import NewSession
 from inturn.models.store.presence import WorkerInfo
-from inturn.models.store.reading import SessionFilter
+from inturn.models.store.reading import SessionFilter, TurnRecord
 from inturn.models.store.retention import Removal
-from inturn.models.store.sending import NewSession
+from inturn.models.store.situation import Reason
+from inturn.reasons import why
 from inturn.records import (
     Message,
     SessionMetadata,
@@ -40,7 +50,18 @@ from inturn.session import Session, Turn
 from inturn.settings import Settings
 from inturn.waiting import alive_workers
 
-__all__ = ["Client", "Message", "Removal", "Session", "SessionMetadata", "Turn", "TurnError", "WorkerInfo"]
+__all__ = [
+    "Client",
+    "LaneInfo",
+    "Message",
+    "Reason",
+    "Removal",
+    "Session",
+    "SessionMetadata",
+    "Turn",
+    "TurnError",
+    "WorkerInfo",
+]
 
 PAGE = 100
 DAY_SECONDS = 86400.0
@@ -120,6 +141,7 @@ class Client:
         options: Mapping[str, Any] | None = None,
         context_turns: int | None = None,
         retention: timedelta | Literal["policy"] | None = "policy",
+        halts: bool = False,
     ) -> "Session":
         """Make a session.
 
@@ -130,6 +152,7 @@ class Client:
             options: for the provider, with every turn (``temperature``, ...).
             context_turns: how many earlier turns the model is shown; default: as configured.
             retention: idle time after which it is removed; ``"policy"``: as configured; None: never.
+            halts: stop behind a quarantined turn, until ``continue_session``; default: go on with the next turn.
 
         Raises:
             SessionExistsError: the ID is taken; nothing was changed.
@@ -146,8 +169,9 @@ class Client:
             context_turns=checked_context(context_turns),
             retention=kind,
             retention_seconds=seconds,
+            halts=bool(halts),
         )
-        return Session(self, key, sending.create_session(self.connections.database, new))
+        return Session(self, key, opening.create_session(self.connections.database, new))
 
     def get_or_create_session(self, session_id: str, **how: Any) -> "Session":
         """Resume the session, or make it as ``create_session`` would; what exists is not changed."""
@@ -174,7 +198,7 @@ class Client:
         key = checked_session_id(session_id)
         checked = self._checked_model(model) if model is not None else None
         said = checked_system_message(system_message)
-        return Session(self, key, sending.resume_session(self.connections.database, key, checked, said))
+        return Session(self, key, opening.resume_session(self.connections.database, key, checked, said))
 
     def get_session(self, session_id: str) -> Session:
         """A handle for reading and sending, without taking the session up: looking at one does not put off its removal.
@@ -249,18 +273,85 @@ class Client:
 
     def hold_session(self, session_id: str) -> None:
         """Exempt a session from retention. Raises: SessionNotFoundError."""
-        sending.hold(self.connections.database, checked_session_id(session_id), held=True)
+        opening.hold(self.connections.database, checked_session_id(session_id), held=True)
 
     def release_session(self, session_id: str) -> None:
         """Let retention apply to a held session again. Raises: SessionNotFoundError."""
-        sending.hold(self.connections.database, checked_session_id(session_id), held=False)
+        opening.hold(self.connections.database, checked_session_id(session_id), held=False)
+
+    def continue_session(self, session_id: str) -> int | None:
+        """Let a halted session go on behind the turn that halted it; harmless where it is not halted.
+
+        Returns:
+            The number of that turn; None: the session was not halted.
+
+        Raises:
+            SessionNotFoundError: there is none of that ID.
+        """
+        key, connections = checked_session_id(session_id), self.connections
+        halted_by, ready = halting.resume_halted(connections.database, key)
+        if ready is not None:
+            connections.hints.publish(ready, key)
+        return halted_by
 
     def get_turn(self, turn_id: str) -> "Turn":
         """A turn by its ID, from any process. Raises: TurnNotFoundError."""
-        session, _, number = turn_id.partition(".")
-        if not (session.isdecimal() and number.isdecimal() and len(session) < 19 and len(number) < 10):
-            raise TurnNotFoundError(turn_id)
-        return Turn(self, reading.get_turn(self.connections.database, int(session), int(number)))
+        return Turn(self, reading.get_turn(self.connections.database, *checked_turn_id(turn_id)))
+
+    def list_quarantined(self, session_id: str | None = None, *, limit: int | None = None) -> Iterator["Turn"]:
+        """Quarantined turns, newest first, page by page: their replies kill workers, or cannot be stored.
+
+        Args:
+            session_id: of this session only.
+            limit: how many at most; default: all.
+
+        Raises:
+            SessionNotFoundError: there is no session of that ID.
+        """
+        surrogate = None
+        if session_id is not None:
+            surrogate = reading.get_session(self.connections.database, checked_session_id(session_id)).id
+        return self._quarantined(surrogate, limit)
+
+    def _quarantined(self, session: int | None, limit: int | None) -> Iterator["Turn"]:
+        left, last = limit, None
+        while left is None or left > 0:
+            size = PAGE if left is None else min(PAGE, left)
+            page: list[TurnRecord] = reading.list_quarantined(self.connections.database, session, last, size)
+            yield from (Turn(self, row) for row in page)
+            if len(page) < size:
+                return
+            last, left = page[-1], None if left is None else left - size
+
+    def why(self, waiting: str) -> Reason:
+        """What a session waits for, or a turn: a code, a sentence, and the rows behind it.
+
+        Args:
+            waiting: a session's ID (its lowest unfinished turn is looked at), or a turn's (``"17.3"``).
+
+        Raises:
+            SessionNotFoundError, TurnNotFoundError: there is none of that ID.
+        """
+        return why(self.connections, self.settings, waiting)
+
+    def list_lanes(self) -> list[LaneInfo]:
+        """The lanes: whether they are paused, how much waits and runs in each, and who serves them."""
+        return lanes.list_lanes(self.connections.database, self.settings.silent_seconds)
+
+    def pause_lane(self, lane: str) -> bool:
+        """Begin no more turns of a lane: prompts are taken as ever, and calls under way end as ever.
+
+        Returns: False, if it was paused already. Raises: InvalidInputError.
+        """
+        return lanes.pause(self.connections.database, checked_lane(lane))
+
+    def resume_lane(self, lane: str) -> bool:
+        """Let a paused lane go on, at once. Returns: False, if it was not paused. Raises: InvalidInputError."""
+        connections = self.connections
+        was_paused, ready = lanes.resume(connections.database, checked_lane(lane))
+        for session in ready:
+            connections.hints.publish(session, session.key)
+        return was_paused
 
     def cleanup(self, *, dry_run: bool = False) -> list[Removal]:
         """Remove now what the retention policy says; with ``dry_run``, only list it."""

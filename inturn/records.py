@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import orjson
@@ -15,6 +15,8 @@ from inturn.models.store.reading import MessageRecord, SessionRecord
 
 LONGEST_RETENTION = timedelta(days=365_000)
 """No calendar of a database goes back much further."""
+
+LONGEST_DELAY = timedelta(days=36_500)
 
 MessageType = Literal["system.message", "user.message", "assistant.message", "tool.message"]
 
@@ -87,6 +89,8 @@ class SessionMetadata:
         busy: whether a turn is queued or running.
         retention: ``"policy"``, an idle time of its own, or None: never removed for being idle.
         held: exempt from retention.
+        halts: whether it stops behind a quarantined turn.
+        halted_by: the number of the quarantined turn behind which it stands still; None: it goes on.
         cursor: goes into ``list_sessions(after=...)`` to go on behind this one.
     """
 
@@ -98,6 +102,8 @@ class SessionMetadata:
     context_turns: int | None
     retention: timedelta | Literal["policy"] | None
     held: bool
+    halts: bool
+    halted_by: int | None
     created_at: datetime
     last_activity_at: datetime
     turns: int
@@ -116,6 +122,8 @@ class SessionMetadata:
             context_turns=row.context_turns,
             retention=retention_of(row),
             held=row.held,
+            halts=row.halts,
+            halted_by=row.halted_by,
             created_at=row.created_at,
             last_activity_at=row.last_activity_at,
             turns=row.turns,
@@ -162,6 +170,21 @@ def checked_moment(moment: datetime | None) -> datetime | None:
     if moment is not None and moment.tzinfo is None:
         raise InvalidInputError(f"{moment.isoformat()} has no timezone, so it names no moment: use moment.astimezone()")
     return moment
+
+
+def checked_not_before(moment: datetime | timedelta | None) -> datetime | timedelta | None:
+    """Raises: InvalidInputError."""
+    if moment is None or (isinstance(moment, timedelta) and timedelta(0) < moment <= LONGEST_DELAY):
+        return moment
+    if isinstance(moment, datetime):
+        try:
+            return (checked_moment(moment) or moment).astimezone(UTC)
+        except OverflowError:
+            pass
+    raise InvalidInputError(
+        f"not_before is {moment!r:.100}: use a datetime with its timezone, or a positive timedelta of "
+        f"{LONGEST_DELAY.days:,} days at most"
+    )
 
 
 def checked_cursor(cursor: str | None) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from inturn.connections import Connected, Connections
 from inturn.models.content import checked_prompt, storable
@@ -14,18 +14,29 @@ from inturn.models.errors import (
     SessionNotFoundError,
     TurnCancelledError,
     TurnFailedError,
+    TurnNotFoundError,
 )
-from inturn.models.states import TurnState
+from inturn.models.failpoints import reached
+from inturn.models.states import Lane, TurnState
 from inturn.models.store import reading, sending
 from inturn.models.store.reading import TurnRecord
-from inturn.records import Message, SessionMetadata, TurnError, checked_message_id, checked_options
+from inturn.models.store.sending import WhenBusy
+from inturn.records import (
+    Message,
+    SessionMetadata,
+    TurnError,
+    checked_message_id,
+    checked_not_before,
+    checked_options,
+)
 from inturn.waiting import in_seconds
 from inturn.workers.events import ring_cancel
 
 PAGE = 100
 
+Choice = TypeVar("Choice", bound=str)
 Timeout = float | timedelta | None
-WhenBusy = Literal["enqueue", "reject"]
+SendLane = Literal["chat", "batch"]
 
 
 class Session:
@@ -54,39 +65,69 @@ class Session:
         *,
         idempotency_key: str | None = None,
         when_busy: WhenBusy = "enqueue",
+        not_before: datetime | timedelta | None = None,
+        lane: SendLane = "chat",
         options: Mapping[str, Any] | None = None,
     ) -> "Turn":
         """Store a prompt to be answered after all earlier ones. Returned means stored: no reply exists yet.
 
         Args:
             idempotency_key: sending again with the same key and prompt gives the same turn back.
-            when_busy: with unfinished turns before it, ``"enqueue"`` waits, ``"reject"`` stores nothing.
+            when_busy: with unfinished turns before it, ``"enqueue"`` waits, ``"reject"`` stores nothing, ``"interrupt"``
+                cancels them and is next, ``"coalesce"`` joins the prompts that wait (not the one that runs) and this one
+                into one turn, with a blank line between: this one, with its options and its lane.
+            not_before: a moment with its timezone, or a time from now. Turns that are sent later wait behind this one.
+            lane: ``"batch"`` leaves workers to interactive turns first. A session's lane is that of its next turn.
             options: for the provider, with this turn only, ahead of the session's.
 
         Raises:
-            InvalidPromptError: empty, or larger than 256 KiB.
+            InvalidPromptError: empty, or larger than 256 KiB, by itself or joined; nothing was stored.
+            InvalidInputError: another argument is refused; nothing was stored.
             SessionNotFoundError: the session was deleted.
             SessionBusyError, IdempotencyConflictError: nothing was stored.
         """
-        return self._send(prompt, idempotency_key=idempotency_key, when_busy=when_busy, options=options)
+        return self._send(
+            prompt,
+            idempotency_key=idempotency_key,
+            when_busy=when_busy,
+            not_before=not_before,
+            lane=lane,
+            options=options,
+        )
 
-    def _send(self, prompt: str, retry_of: int | None = None, **how: Any) -> "Turn":
-        connections, key = self._connections, how.get("idempotency_key")
-        if how.get("when_busy", "enqueue") not in ("enqueue", "reject"):
-            raise InvalidInputError(f"when_busy is {how['when_busy']!r}: it is 'enqueue' or 'reject'")
-        if key is not None and not (isinstance(key, str) and 0 < len(key) <= 200 and storable(key) == key):
-            raise InvalidInputError(f"idempotency key {key!r:.100} is refused: use 1 to 200 characters")
+    def _send(
+        self,
+        prompt: str,
+        *,
+        idempotency_key: str | None = None,
+        when_busy: WhenBusy = "enqueue",
+        not_before: datetime | timedelta | None = None,
+        lane: str = "chat",
+        options: Mapping[str, Any] | None = None,
+        retry_of: int | None = None,
+    ) -> "Turn":
+        connections = self._connections
         sent = sending.send(
             connections.database,
             self.session_id,
             checked_prompt(prompt),
             session_id=self._surrogate,
+            idempotency_key=checked_key(idempotency_key),
+            when_busy=checked_choice("when_busy", when_busy, get_args(WhenBusy)),
+            not_before=checked_not_before(not_before),
+            lane=Lane(checked_choice("lane", lane, get_args(SendLane))),
+            options=checked_options(options),
             retry_of=retry_of,
-            **(how | {"options": checked_options(how.get("options"))}),
         )
+        reached("send.after_commit")
+        if sent.interrupted:
+            ring_cancel(connections.broker)
         if sent.hint:
             connections.hints.publish(sent, self.session_id)
-        return Turn(self._client, reading.get_turn(connections.database, sent.session_id, sent.number))
+        try:
+            return Turn(self._client, reading.get_turn(connections.database, sent.session_id, sent.number))
+        except TurnNotFoundError:  # somebody deleted the session in between
+            raise SessionNotFoundError(self.session_id) from None
 
     def send_and_wait(
         self,
@@ -95,10 +136,23 @@ class Session:
         timeout: Timeout = 60.0,
         idempotency_key: str | None = None,
         when_busy: WhenBusy = "enqueue",
+        not_before: datetime | timedelta | None = None,
+        lane: SendLane = "chat",
         options: Mapping[str, Any] | None = None,
     ) -> Message:
-        """Send, and wait for the reply to this very prompt; see ``send`` and ``Turn.wait`` for what they raise."""
-        return self.send(prompt, idempotency_key=idempotency_key, when_busy=when_busy, options=options).wait(timeout)
+        """Send, and wait for the reply to this very prompt; see ``send`` and ``Turn.wait`` for what they raise.
+
+        ``timeout`` runs from now, also when ``not_before`` puts the turn off.
+        """
+        turn = self.send(
+            prompt,
+            idempotency_key=idempotency_key,
+            when_busy=when_busy,
+            not_before=not_before,
+            lane=lane,
+            options=options,
+        )
+        return turn.wait(timeout)
 
     def get_messages(self, *, after: str | None = None, limit: int | None = None) -> Iterator[Message]:
         """The history in order, page by page: system, user and assistant messages.
@@ -202,6 +256,11 @@ class Turn:
         return self._row.retry_of
 
     @property
+    def merged_into(self) -> int | None:
+        """The number of the turn that its prompt was joined into (``when_busy="coalesce"``): it is answered there."""
+        return self._row.merged_into
+
+    @property
     def created_at(self) -> datetime:
         return self._row.created_at
 
@@ -227,7 +286,7 @@ class Turn:
         return self
 
     def wait(self, timeout: Timeout = None) -> Message:
-        """The reply to this turn's prompt, once it is stored.
+        """The reply to this turn's prompt, once it is stored; of a joined turn, the reply of the turn it went into.
 
         Args:
             timeout: seconds, or a timedelta; None waits for as long as it takes.
@@ -240,17 +299,21 @@ class Turn:
         """
         seconds = in_seconds(timeout)
         connections = self._client.connections
-        if connections.waiter.until_final(self._row.session_id, self._row.number, seconds) is None:
+        answered_in = connections.waiter.until_final(self._row.session_id, self._row.number, seconds)
+        if answered_in is None:
             raise SendTimeoutError(self, seconds or 0.0)
         self.refresh()
-        if self.state is TurnState.FAILED:
-            row = self._row
+        database, row = connections.database, self._row
+        if answered_in != row.number:
+            row = reading.get_turn(database, row.session_id, answered_in)
+        turn_id = f"{row.session_id}.{row.number}"
+        if row.state is TurnState.FAILED:
             raise TurnFailedError(
-                self.id, row.error_type or "", row.error_message or "", row.error_status, bool(row.error_retryable)
+                turn_id, row.error_type or "", row.error_message or "", row.error_status, bool(row.error_retryable)
             )
-        reply = reading.get_reply(connections.database, self._row.session_id, self._row.number)
+        reply = reading.get_reply(database, row.session_id, row.number)
         if reply is None:
-            raise TurnCancelledError(self.id)
+            raise TurnCancelledError(turn_id)
         return Message.of(reply)
 
     def cancel(self) -> bool:
@@ -263,6 +326,7 @@ class Turn:
         """
         connections = self._client.connections
         found, ready = sending.cancel(connections.database, self._row.session_id, self._row.number)
+        reached("cancel.after_flag")
         if found is TurnState.RUNNING:
             ring_cancel(connections.broker)
         if ready is not None:
@@ -274,10 +338,29 @@ class Turn:
         """Send the prompt of a failed or cancelled turn again, as a new turn at the end of the session.
 
         Raises:
-            InvalidInputError: the turn is not final, or it has its reply.
+            InvalidInputError: the turn is not final, or it has its reply, or it was joined into another.
         """
         self.refresh()
         if self.state not in (TurnState.FAILED, TurnState.CANCELLED):
             raise InvalidInputError(f"turn {self.id} is {self.state}: only a failed or a cancelled turn is sent again")
+        if self.merged_into is not None:
+            raise InvalidInputError(
+                f"turn {self.id} was joined into turn {self._row.session_id}.{self.merged_into}, which answers its prompt: "
+                "retry that one, if it failed or was cancelled"
+            )
         session = Session(self._client, self.session_id, self._row.session_id)
-        return session._send(self.prompt, retry_of=self.number, options=self._row.options)
+        return session._send(self.prompt, retry_of=self.number, options=self._row.options, lane=self._row.lane)
+
+
+def checked_key(key: object) -> str | None:
+    """Raises: InvalidInputError."""
+    if key is None or (isinstance(key, str) and 0 < len(key) <= 200 and storable(key) == key):
+        return key
+    raise InvalidInputError(f"idempotency key {key!r:.100} is refused: use 1 to 200 characters")
+
+
+def checked_choice(name: str, chosen: Choice, choices: tuple[Choice, ...]) -> Choice:
+    """Raises: InvalidInputError."""
+    if chosen not in choices:
+        raise InvalidInputError(f"{name} is {chosen!r:.100}: it is one of {', '.join(map(repr, choices))}")
+    return chosen

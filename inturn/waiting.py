@@ -13,7 +13,7 @@ import redis
 
 from inturn.models.database import Database
 from inturn.models.errors import ClosedError, NoWorkerError, TurnNotFoundError
-from inturn.models.states import FINAL, ProcessKind, TurnState
+from inturn.models.states import FINAL, ProcessKind
 from inturn.models.store import presence, reading
 from inturn.settings import Settings
 from inturn.workers.events import FALLBACK_SECONDS, Bell
@@ -48,8 +48,11 @@ class Waiter:
         self._waits = 0
         self._one_left = Condition()
 
-    def until_final(self, session_id: int, number: int, timeout: float | None) -> TurnState | None:
-        """Wait until the turn is final; None when ``timeout`` seconds have passed before.
+    def until_final(self, session_id: int, number: int, timeout: float | None) -> int | None:
+        """Wait until the turn is final, or the one that it is joined into.
+
+        Returns:
+            The number of the turn that is final; None when ``timeout`` seconds have passed before.
 
         Raises:
             NoWorkerError: nobody is alive to answer it.
@@ -58,16 +61,18 @@ class Waiter:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._counted():
-            state = self._state(session_id, number)
-            return state if state in FINAL else self._await(session_id, number, deadline)
+            found = self._outcome(session_id, number)
+            return found.number if found.state in FINAL else self._await(session_id, found.number, deadline)
 
-    def _await(self, session_id: int, number: int, deadline: float | None) -> TurnState | None:
+    def _await(self, session_id: int, number: int, deadline: float | None) -> int | None:
         self._hold_stack()
         nobody = Nobody(lambda: alive_workers(self._database, self._settings))
         with Bell(self._broker, replies(session_id)) as bell:
             while not self._closed:
-                if (state := self._state(session_id, number)) in FINAL:
-                    return state
+                found = self._outcome(session_id, number)
+                number = found.number
+                if found.state in FINAL:
+                    return number
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
@@ -88,12 +93,12 @@ class Waiter:
                 self._waits -= 1
                 self._one_left.notify_all()
 
-    def _state(self, session_id: int, number: int) -> TurnState:
+    def _outcome(self, session_id: int, number: int) -> reading.Outcome:
         with self._database.reading() as db:
-            state = reading.outcome(db, session_id, number)
-        if state is None:
+            found = reading.outcome(db, session_id, number)
+        if found is None:
             raise TurnNotFoundError(f"{session_id}.{number}")
-        return state
+        return found
 
     def _hold_stack(self) -> None:
         if not self._settings.is_embedded or self._stack is not None:

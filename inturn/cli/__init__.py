@@ -29,14 +29,18 @@ COMMANDS: dict[str, Door] = {
     "demo": Door("Begin", "inturn.cli.demo:demo", "See what inturn is for, in about a minute."),
     "chat": Door("Talk", "inturn.cli.chat:chat", "Hold a conversation in the terminal."),
     "send": Door("Talk", "inturn.cli.send:send", "Send one prompt to a session."),
-    "session": Door("Talk", "inturn.cli.session:session", "Create, list, show, delete, hold and release sessions."),
+    "session": Door(
+        "Talk", "inturn.cli.session:session", "Create, list, show, continue, delete, hold and release sessions."
+    ),
     "turn": Door("Talk", "inturn.cli.turn:turn", "List, show, cancel and retry turns."),
+    "why": Door("Talk", "inturn.cli.why:why", "Say what a session or a turn waits for."),
     "up": Door("Run", "inturn.cli.up:up", "Run broker, worker and beat together, with nothing set up."),
     "worker": Door("Run", "inturn.cli.worker:worker", "Run a worker, which answers turns."),
     "beat": Door("Run", "inturn.cli.beat:beat", "Run the timetable: sweep and cleanup."),
+    "lane": Door("Look after", "inturn.cli.lane:lane", "List, pause and resume lanes."),
     "cleanup": Door("Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over."),
     "config": Door("Look after", "inturn.cli.config:config", "Show every setting and where it comes from."),
-    "db": Door("Look after", "inturn.cli.db:db", "Upgrade and check the database's schema."),
+    "db": Door("Look after", "inturn.cli.db:db", "Upgrade, check, back up, restore and copy the database."),
     "doctor": Door("Look after", "inturn.cli.doctor:doctor", "Say what works, what does not, and how to mend it."),
 }
 

@@ -3,7 +3,7 @@
 import click
 
 from inturn.cli.invocation import Invocation, pass_invocation
-from inturn.cli.worker import LOG_LEVELS, run_celery
+from inturn.cli.worker import LOG_LEVELS, prepared_app
 
 
 @click.command()
@@ -14,4 +14,4 @@ def beat(invocation: Invocation, loglevel: str) -> None:
 
     Two of them do no harm: every tick fires once.
     """
-    run_celery(invocation, "beat", f"--loglevel={loglevel}")
+    prepared_app(invocation).start(["--quiet", "beat", f"--loglevel={loglevel}"])

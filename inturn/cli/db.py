@@ -1,15 +1,25 @@
-"""``inturn db``: the schema of the database."""
+"""``inturn db``: the schema of the database, its backups, and the way into another one."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
+from inturn.models.errors import InvalidInputError, StorageError
 
 if TYPE_CHECKING:
     from inturn.models.database import Database
+    from inturn.models.store.presence import WorkerInfo
+    from inturn.models.store.sweeping import Caps
+    from inturn.models.transfer import Moved, Progress
+    from inturn.settings import Settings
+
+BAR_FROM_ROWS = 10_000
+"""Fewer are done before anybody has read that they are being done."""
 
 
 def database_of(invocation: Invocation) -> "closing[Database]":
@@ -22,7 +32,7 @@ def database_of(invocation: Invocation) -> "closing[Database]":
 @click.group()
 @global_flags()
 def db() -> None:
-    """Upgrade and check the database's schema."""
+    """Upgrade, check, back up, restore and copy the database."""
 
 
 @db.command()
@@ -55,3 +65,177 @@ def check(invocation: Invocation) -> None:
     with database_of(invocation) as database:
         migrations.check(database)
     render.talk(f"the schema is {migrations.HEAD}, as it should be")
+
+
+@db.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace a file that is there, once the new one is whole.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@pass_invocation
+def backup(invocation: Invocation, path: Path, force: bool, as_json: bool) -> None:
+    """Write everything, as it is at this moment, into the new file PATH.
+
+    Workers, beat and senders may go on. It is a SQLite file, whatever the database is, and holds prompts and replies: only
+    you can read it. `inturn db restore` brings it back, into either kind of database.
+    """
+    from inturn.models import backup as backups
+
+    with database_of(invocation) as database, bar("rows backed up") as progress:
+        made = backups.write(database, path, replace=force, progress=progress)
+    if as_json:
+        render.json_line({"path": path, "bytes": made.size, "schema": made.schema, **told(made.rows)})
+    render.talk(f"{path} is whole: {made.size / 1e6:,.1f} MB with {counted(made.rows)}")
+
+
+@db.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@pass_invocation
+def restore(invocation: Invocation, path: Path, as_json: bool) -> None:
+    """Fill the database, which must be empty, from the backup PATH.
+
+    All of it arrives, or nothing. Turns that were running when the backup was made wait for a worker again.
+    """
+    from inturn.models import backup as backups
+    from inturn.models import migrations, transfer
+
+    settings = invocation.settings
+    with backups.read(path) as source, database_of(invocation) as target, bar("rows restored") as progress:
+        if migrations.current(target) is not None:
+            migrations.prepare(target)
+            refuse_company(target, settings, "a backup is restored where nobody is at work")
+        moved = transfer.move(source, target, caps(settings), progress=progress)
+    if as_json:
+        render.json_line({"path": path, **told(moved.rows), "waiting": moved.waiting})
+    render.talk(f"restored {counted(moved.rows)} from {path}{waiting(moved, settings)}")
+
+
+@db.command()
+@click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@pass_invocation
+def copy(invocation: Invocation, url: str, as_json: bool) -> None:
+    """Copy everything into the empty database URL, to work there from then on.
+
+    It may be of the other kind: so a home moves from SQLite to PostgreSQL, or back. Stop workers, beat and senders before.
+    All of it arrives, or nothing; the old database stays as it is.
+    """
+    from inturn.models import migrations, transfer
+    from inturn.models.database import Database
+    from inturn.settings import masked_url
+
+    settings, there = invocation.settings, elsewhere(invocation, url)
+    with database_of(invocation) as source, closing(Database(there.effective_database_url)) as target:
+        if source.url == target.url:
+            raise InvalidInputError(f"{source.url!r} is the database that is copied: name another one to copy it into")
+        transfer.refuse_missing(source)
+        migrations.prepare(source)
+
+        def nobody_works() -> None:
+            refuse_company(source, settings, "they would answer in the old database what waits in the new one, too")
+
+        nobody_works()
+        with bar("rows copied") as progress:
+            moved = transfer.move(source, target, caps(settings), progress=progress, recheck=nobody_works)
+    shown = masked_url(there.database_url)
+    if as_json:
+        render.json_line(
+            {
+                "from": masked_url(settings.effective_database_url),
+                "to": shown,
+                **told(moved.rows),
+                "waiting": moved.waiting,
+            }
+        )
+    render.talk(f"copied {counted(moved.rows)} into {shown}, every row counted")
+    password = ", with its password" if shown != there.database_url else ""
+    render.talk(
+        f"from now on set INTURN_DATABASE_URL={shown} (or database_url in inturn.toml{password}) for workers, beat and "
+        f"whatever sends{waiting(moved, there)}"
+    )
+    render.talk(
+        f"{masked_url(settings.effective_database_url)} is as it was. Let nobody work there again: what waits would be "
+        "answered twice"
+    )
+
+
+def elsewhere(invocation: Invocation, url: str) -> "Settings":
+    """The same settings with another database. Raises: InvalidInputError."""
+    from inturn.models.errors import SettingsError
+    from inturn.settings import Settings, masked_url
+
+    try:
+        settings = Settings.load(**invocation.flags | {"database_url": url})
+    except SettingsError:
+        settings = None
+    if settings is None or not settings.database_url:
+        raise InvalidInputError(
+            f"{masked_url(url)!r} names no database: write postgresql://USER@HOST/NAME or sqlite:///FILE"
+        )
+    return settings
+
+
+@contextmanager
+def bar(label: str) -> "Iterator[Progress]":
+    """A progress bar that appears once it is known how many rows there are, if they are many."""
+    with ExitStack() as shown:
+        bars: list[render.Progress] = []
+
+        def update(done: int, total: int) -> None:
+            if not bars and total >= BAR_FROM_ROWS:
+                bars.append(shown.enter_context(render.progress(label, total)))
+            for one in bars:
+                one.update(done)
+
+        yield update
+
+
+def caps(settings: "Settings") -> "Caps":
+    from inturn.models.store.sweeping import Caps
+
+    return Caps(settings.max_attempts, settings.max_rescues)
+
+
+def refuse_company(database: "Database", settings: "Settings", reason: str) -> None:
+    """Raises: StorageError: workers or beat are alive."""
+    alive = company(database, settings)
+    if alive:
+        who = ", ".join(f"{one.kind} {one.host}/{one.pid}" for one in alive)
+        raise StorageError(
+            f"at work on {database.url!r}: {who}; {reason}. Stop them first: Ctrl-C or SIGTERM, and `inturn up` stops all "
+            "of its own. (What a waiting command had started goes by itself within seconds.) Nothing was changed"
+        )
+
+
+def company(database: "Database", settings: "Settings") -> "list[WorkerInfo]":
+    """Workers and beats that are alive. Who was killed on this host a moment ago is not, whatever its heartbeat says."""
+    from inturn.models.store import presence
+
+    with database.reading() as db:
+        known = presence.list_processes(db, settings.silent_seconds)
+    return [one for one in known if one.alive and may_run(one.id)]
+
+
+def may_run(process_id: str) -> bool:
+    from inturn.workers.processes import ProcessIdentity
+
+    try:
+        return ProcessIdentity.parse(process_id).is_alive() is not False
+    except ValueError:
+        return True
+
+
+def told(rows: dict[str, int]) -> dict[str, int]:
+    """What people count in, out of all tables."""
+    return {name: rows[name] for name in ("sessions", "turns", "messages")}
+
+
+def counted(rows: dict[str, int]) -> str:
+    sessions, turns, messages = (render.counted(count, name[:-1]) for name, count in told(rows).items())
+    return f"{sessions}, {turns} and {messages}"
+
+
+def waiting(moved: "Moved", settings: "Settings") -> str:
+    """The end of a sentence on who answers what waits."""
+    who = "`inturn up`" if settings.is_embedded else "`inturn worker`"
+    return f"; {render.counted(moved.waiting, 'turn')} waiting: start {who}" if moved.waiting else ""

@@ -13,6 +13,7 @@ import click
 from inturn.cli import render
 from inturn.cli.exits import Exit
 from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.models import failpoints
 from inturn.models.errors import InturnError
 from inturn.models.states import Lane, ProcessKind
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from inturn.settings import Settings
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OTHER_VARIABLES = {"INTURN_DEBUG"}
+OTHER_VARIABLES = {"INTURN_DEBUG", failpoints.VARIABLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,12 @@ def check_settings(settings: "Settings") -> Iterator[Finding]:
     for name in sorted(name for name in os.environ if name.startswith("INTURN_") and name not in known):
         yield Finding(
             "warn", "settings", f"{name} is set and means nothing to inturn: `inturn config show` has the names"
+        )
+    if failpoints.ARMED is not None:
+        yield Finding(
+            "warn",
+            "settings",
+            f"{failpoints.VARIABLE} is set: processes fail on purpose. Unset it, unless you test that",
         )
     for name, provider in settings.available_providers.items():
         url = urlsplit(provider.base_url)

@@ -20,6 +20,8 @@ SESSION_KEYS = (
     "context_turns",
     "retention",
     "held",
+    "halts",
+    "halted_by",
     "created_at",
     "last_activity_at",
 )
@@ -33,6 +35,7 @@ TURN_KEYS = (
     "attempts",
     "error",
     "retry_of",
+    "merged_into",
     "created_at",
     "started_at",
     "finished_at",

@@ -79,6 +79,11 @@ def data(text: str) -> None:
     click.echo(clean(text), color=color())
 
 
+def statement(sentence: str) -> None:
+    """A sentence that was asked for, to stdout; a terminal gets it broken between words."""
+    click.echo(_wrapped_for(sys.stdout, clean(sentence)), color=color())
+
+
 def talk(sentence: str) -> None:
     """A remark to whoever sits there, to stderr."""
     click.echo(_wrapped_for(sys.stderr, clean(sentence)), err=True, color=color())

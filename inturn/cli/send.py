@@ -7,6 +7,7 @@ import click
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.records import message_record, turn_record
+from inturn.cli.values import due
 from inturn.cli.words import way_back
 from inturn.models.content import checked_prompt
 from inturn.models.states import ProcessKind
@@ -28,7 +29,21 @@ READ_LIMIT = 2**20  # far more than a prompt may have: who pipes in a film is re
     help="Seconds to wait (implies --wait) [60].",
 )
 @click.option("--idempotency-key", help="The same key sends once, however often it is sent.")
-@click.option("--when-busy", type=click.Choice(["enqueue", "reject"]), default="enqueue", help="If turns wait already.")
+@click.option(
+    "--when-busy",
+    type=click.Choice(["enqueue", "reject", "interrupt", "coalesce"]),
+    default="enqueue",
+    help="If turns are unfinished: wait, refuse, cancel them, or join those that wait into this one [enqueue].",
+)
+@click.option(
+    "--not-before",
+    type=due,
+    metavar="TIME",
+    help="Not before then: 2026-12-01T08:00, or 90m (from now). Later ones wait.",
+)
+@click.option(
+    "--lane", type=click.Choice(["chat", "batch"]), default="chat", help="batch: behind interactive work [chat]."
+)
 @click.option("--create", is_flag=True, help="Create the session if there is none.")
 @click.option("--model", help="provider/model of a session that --create makes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the turn, or with --wait the reply, as JSON.")
@@ -44,7 +59,8 @@ def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any
     text = checked_prompt(render.read_all(READ_LIMIT) if prompt == "-" else prompt)
     with invocation.client() as client:
         session = target(client, session_id, choices["create"], choices["model"])
-        turn = session.send(text, idempotency_key=choices["idempotency_key"], when_busy=choices["when_busy"])
+        how = {name: choices[name] for name in ("idempotency_key", "when_busy", "not_before", "lane")}
+        turn = session.send(text, **how)
         if choices["wait"] or choices["timeout"]:
             print_reply(client, turn, choices["timeout"] or 60.0, choices["as_json"])
         else:

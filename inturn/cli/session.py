@@ -1,4 +1,4 @@
-"""``inturn session``: create, list, show, delete, hold and release."""
+"""``inturn session``: create, list, show, continue, delete, hold and release."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ SPEAKERS = {"user.message": "you", "assistant.message": "assistant", "system.mes
 @click.group()
 @global_flags()
 def session() -> None:
-    """Create, list, show, delete, hold and release sessions."""
+    """Create, list, show, continue, delete, hold and release sessions."""
 
 
 @session.command()
@@ -26,6 +26,7 @@ def session() -> None:
 @click.option("--option", "options", type=json_pair, multiple=True, metavar="KEY=JSON", help="May be repeated.")
 @click.option("--context-turns", type=click.IntRange(min=1), metavar="N", help="Earlier turns that the model is shown.")
 @click.option("--retention", type=retention_rule, default="policy", metavar="7d|never|policy", help="When it goes.")
+@click.option("--halts", is_flag=True, help="Stop behind a quarantined turn, until `inturn session continue`.")
 @pass_invocation
 def create(invocation: Invocation, /, session_id: str | None, **choices: Any) -> None:
     """Create a session, under an ID of your choice or a new one, and print the ID."""
@@ -81,6 +82,17 @@ def show(invocation: Invocation, session_id: str, count: int | None, as_json: bo
         render.records(record.items())
         for message in messages:
             render.utterance(SPEAKERS.get(message.type, message.type), message.data.content)
+
+
+@session.command("continue")
+@click.argument("session_id", metavar="ID")
+@pass_invocation
+def continue_(invocation: Invocation, session_id: str) -> None:
+    """Let a session go on that is halted behind a quarantined turn."""
+    with invocation.client() as client:
+        halted_by = client.continue_session(session_id)
+    behind = "it was not halted" if halted_by is None else f"its turn {halted_by} stays as it is"
+    render.talk(f"session {session_id} goes on: {behind}")
 
 
 @session.command()

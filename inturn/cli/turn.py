@@ -1,5 +1,6 @@
 """``inturn turn``: list, show, cancel and retry."""
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -23,26 +24,52 @@ def turn() -> None:
 
 
 @turn.command("list")
-@click.argument("session_id", metavar="SESSION")
+@click.argument("session_id", metavar="[SESSION]", required=False)
 @click.option("--state", type=click.Choice([state.value for state in TurnState]), help="Only in this state.")
+@click.option("--quarantined", is_flag=True, help="Only those that workers died over, or whose replies were unfit.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per turn.")
 @pass_invocation
-def list_(invocation: Invocation, session_id: str, state: str | None, as_json: bool) -> None:
-    """List the turns of a session."""
-    wanted = TurnState(state) if state else None
+def list_(invocation: Invocation, session_id: str | None, state: str | None, quarantined: bool, as_json: bool) -> None:
+    """List the turns of a session; with --quarantined and no SESSION, of all sessions, newest first."""
+    if quarantined and state:
+        raise click.UsageError("--state and --quarantined exclude each other: quarantined turns have failed")
+    if session_id is None and not quarantined:
+        raise click.UsageError("say of which SESSION: only --quarantined lists the turns of all sessions")
     with invocation.client() as client:
-        turns = client.get_session(session_id).get_turns(state=wanted)
+        turns = listed(client, session_id, TurnState(state) if state else None, quarantined)
         if as_json:
             for one in turns:
                 render.json_line(turn_record(one))
-            return
-        rows = [(t.id, t.state, t.attempts, t.created_at, shortened(t.prompt)) for t in turns]
-    render.table(
-        ["turn", "state", "attempts", "sent", "prompt"],
-        rows,
-        empty=f"session {session_id} has no such turns",
-        gives_way=["prompt"],
-    )
+        else:
+            (show_quarantined if quarantined else show_turns)(turns, session_id)
+
+
+def listed(client: "Client", session_id: str | None, state: TurnState | None, quarantined: bool) -> Iterator["Turn"]:
+    if session_id is None or quarantined:
+        return client.list_quarantined(session_id)
+    return client.get_session(session_id).get_turns(state=state)
+
+
+def show_turns(turns: Iterable["Turn"], session_id: str | None) -> None:
+    rows = [(t.id, standing(t), t.attempts, t.created_at, shortened(t.prompt)) for t in turns]
+    columns = ["turn", "state", "attempts", "sent", "prompt"]
+    render.table(columns, rows, empty=f"session {session_id} has no such turns", gives_way=["prompt"])
+
+
+def show_quarantined(turns: Iterable["Turn"], session_id: str | None) -> None:
+    rows = [
+        (t.id, t.session_id, t.error and t.error.error_type, t.attempts, t.finished_at, shortened(t.prompt))
+        for t in turns
+    ]
+    columns = ["turn", "session", "reason", "attempts", "ended", "prompt"]
+    nothing = "no turn is in quarantine" + (f" in session {session_id}" if session_id else "")
+    render.table(columns, rows, empty=nothing, gives_way=["prompt"])
+
+
+def standing(turn: "Turn") -> str:
+    """Its state; of a turn that was joined into another, which one."""
+    session = turn.id.partition(".")[0]
+    return turn.state if turn.merged_into is None else f"{turn.state}, joined into {session}.{turn.merged_into}"
 
 
 def shortened(prompt: str) -> str:

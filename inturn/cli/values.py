@@ -69,6 +69,22 @@ def moment(text: str) -> datetime:
         raise click.BadParameter(f"{text!r} is no time: write 2025-12-31, 2025-12-31T23:59 or 7d (ago)") from None
 
 
+def due(text: str) -> datetime | timedelta:
+    """When something is to happen: a date, a date with a time (local, if it names no zone), or a span from now.
+
+    Raises:
+        click.BadParameter: It is none of them.
+    """
+    try:
+        return span(text)
+    except click.BadParameter:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{text!r} is no time: write 2026-12-01T08:00 or 90m (from now)") from None
+
+
 def pair(text: str) -> tuple[str, str]:
     """``key=value``.
 

@@ -4,12 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from inturn.models.errors import InvalidInputError, InvalidPromptError, InvalidSessionIdError
+from inturn.models.errors import InvalidInputError, InvalidPromptError, InvalidSessionIdError, TurnNotFoundError
+from inturn.models.states import Lane
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
 PROMPT_LIMIT = 256 * 1024
 """Bytes of UTF-8."""
+TURN_ID = re.compile(r"([0-9]{1,18})\.([0-9]{1,9})")
 MOST_CONTEXT_TURNS = 1_000_000
+TURN_LANES = (Lane.CHAT, Lane.BATCH)
 REPLACEMENT = "\ufffd"
 
 
@@ -42,6 +45,25 @@ def checked_session_id(session_id: object) -> str:
     if not isinstance(session_id, str) or not SESSION_ID.fullmatch(session_id):
         raise InvalidSessionIdError(session_id)
     return session_id
+
+
+def is_turn_id(text: str) -> bool:
+    return TURN_ID.fullmatch(text) is not None
+
+
+def checked_turn_id(turn_id: str) -> tuple[int, int]:
+    """Its session and its number. Raises: TurnNotFoundError."""
+    found = TURN_ID.fullmatch(turn_id)
+    if found is None:
+        raise TurnNotFoundError(turn_id)
+    return int(found[1]), int(found[2])
+
+
+def checked_lane(lane: str) -> Lane:
+    """A lane that turns go through. Raises: InvalidInputError."""
+    if lane not in TURN_LANES:
+        raise InvalidInputError(f"{lane!r:.100} is no lane for turns: there are {' and '.join(TURN_LANES)}")
+    return Lane(lane)
 
 
 def checked_prompt(prompt: object) -> str:

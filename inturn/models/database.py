@@ -38,6 +38,8 @@ GAP_SECONDS = 0.0006
 """Between two writes of one process to a SQLite file: who looks meanwhile gets in."""
 WAL_RESET_BACKPORTS = ((3, 44, 6), (3, 50, 7))
 CONNECT_TIMEOUT_SECONDS = 5
+LET_GO = "SET idle_in_transaction_session_timeout = '5s'"
+"""A process that is frozen within a transaction loses it: everybody who needs its rows would wait for as long."""
 TRANSACTION_TRIES = 5
 DEADLOCKS = {"40P01", "40001"}
 
@@ -73,9 +75,8 @@ class Database:
         return engine
 
     def _set_session(self, connection: Any, _record: Any) -> None:
-        if self._session_settings:
-            connection.execute("; ".join(self._session_settings))
-            connection.commit()
+        connection.execute("; ".join((LET_GO, *self._session_settings)))
+        connection.commit()
 
     def dedicated(self, session_settings: Sequence[str]) -> "Database":
         """A database with one connection for a kind of statements; on SQLite, where one writes at a time, this one."""
@@ -252,7 +253,8 @@ def explain(database: Database, error: DBAPIError) -> Exception:
         return SchemaError(f"the database {database.url!r} has an older schema ({text}): run `inturn db upgrade`")
     if is_deadlock(error):
         return StorageError(f"the database {database.url!r} undid the transaction: {text}")
-    if error.connection_invalidated or isinstance(error, OperationalError):
+    too_much = (state or "").startswith("54")  # for the server's limits: nothing that would pass
+    if error.connection_invalidated or (isinstance(error, OperationalError) and not too_much):
         return DatabaseUnreachableError(
             f"no connection to the database {database.url!r}: {text}. Start it, or set INTURN_DATABASE_URL"
         )

@@ -26,6 +26,10 @@ UNFINISHED = (TurnState.QUEUED, TurnState.RUNNING)
 FINAL = (TurnState.COMPLETED, TurnState.FAILED, TurnState.CANCELLED)
 
 
+POISONED = ("worker_lost", "unstorable", "reply_too_large")
+"""Error types of a quarantined turn: its reply kills the process that reads it, cannot be stored, or exhausts memory."""
+
+
 class AttemptOutcome(StrEnum):
     """How one try at a turn ended. An attempt without an outcome is under way, or its worker died and nobody noticed yet."""
 

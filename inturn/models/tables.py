@@ -27,18 +27,22 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     event,
+    false,
     text,
 )
 from sqlalchemy.ext.mutable import MutableDict
 from sqlmodel import Field, SQLModel
 
-from inturn.models.states import AttemptOutcome, Lane, ProcessKind, Retention, Role, SessionState, TurnState
+from inturn.models.states import POISONED, AttemptOutcome, Lane, ProcessKind, Retention, Role, SessionState, TurnState
 
 BIG = BigInteger().with_variant(Integer(), "sqlite")
 """SQLite gives out row ids for INTEGER primary keys only."""
 
 KEY = String(200).with_variant(String(200, collation="C"), "postgresql")
 """Compared byte by byte on both databases, so that a prefix is a range of the unique index."""
+
+
+QUARANTINED = "error_type IN ({})".format(", ".join(f"'{name}'" for name in POISONED))
 
 
 class Row(SQLModel):
@@ -110,6 +114,8 @@ class SessionRow(Row, table=True):
     held: bool = False
     retention: Retention = choice(Retention.POLICY)
     retention_seconds: float | None = None
+    halts: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """Whether the session stops behind a quarantined turn, until somebody looks into it."""
     state: SessionState = choice(SessionState.ACTIVE)
     next_turn: int = 1
     """The next turn's number, counted under this row's lock (``max() + 1`` gives one number to two senders)."""
@@ -150,6 +156,8 @@ class LeaseRow(Row, table=True):
     """When the session's lowest unfinished turn may run; null: nothing to do, or its owner sees to it."""
     lane: Lane = choice(Lane.CHAT)
     hinted_at: datetime | None = None
+    halted_by: int | None = None
+    """The quarantined turn behind which the session stands still: nothing of it is claimed; null: it goes on."""
 
 
 class TurnRow(Row, table=True):
@@ -179,6 +187,12 @@ class TurnRow(Row, table=True):
             sqlite_where=text("state = 'queued'"),
         ),
         Index(
+            "ix_turns_quarantined",
+            "finished_at",
+            postgresql_where=text(QUARANTINED),
+            sqlite_where=text(QUARANTINED),
+        ),
+        Index(
             "ix_turns_cancel_requested",
             "cancel_requested_at",
             postgresql_where=text("cancel_requested_at IS NOT NULL AND finished_at IS NULL"),
@@ -201,6 +215,8 @@ class TurnRow(Row, table=True):
     rescues: int = 0
     """How often a worker died over it: capped by themselves, since such a turn may be what kills them."""
     retry_of: int | None = None
+    merged_into: int | None = None
+    """The later turn that this one's prompt was joined into; it is answered there."""
     cancel_requested_at: datetime | None = None
     error_type: str | None = Field(default=None, max_length=60)
     error_message: str | None = Field(default=None, sa_type=Text)
@@ -255,6 +271,16 @@ class AttemptRow(Row, table=True):
     price_table: str | None = Field(default=None, max_length=60)
 
 
+class LanePauseRow(Row, table=True):
+    """A lane of which nothing is claimed. Its row goes when the lane is resumed."""
+
+    __tablename__ = "lane_pauses"
+    __table_args__ = (one_of("lane", Lane),)
+
+    lane: Lane = Field(sa_type=String(20), primary_key=True)
+    paused_at: datetime
+
+
 class TickRow(Row, table=True):
     """One firing of the timetable. Its key is unique, so that two beats fire once."""
 
@@ -304,6 +330,7 @@ LEASES = Row.metadata.tables["leases"]
 TURNS = Row.metadata.tables["turns"]
 MESSAGES = Row.metadata.tables["messages"]
 ATTEMPTS = Row.metadata.tables["attempts"]
+LANE_PAUSES = Row.metadata.tables["lane_pauses"]
 TICKS = Row.metadata.tables["ticks"]
 WORKER_PROCESSES = Row.metadata.tables["worker_processes"]
 REMOVALS = Row.metadata.tables["removals"]

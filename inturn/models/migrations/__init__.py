@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 from inturn.models.database import Database
 from inturn.models.errors import SchemaError
 
-HEAD = "0001"
+HEAD = "0002"
 """The schema that this program works with (a test compares it with the newest file in ``versions``)."""
 
 _alembic_is_global = threading.Lock()
@@ -69,7 +69,13 @@ def upgrade(database: Database) -> tuple[str | None, str]:
     return before, HEAD
 
 
-def _walk(db: Connection) -> None:
+def make(database: Database, version: str) -> None:
+    """Make the tables as they were at ``version``, in a database that has none: for backups of an older schema."""
+    with _alembic_is_global, database.writing() as db:
+        _walk(db, version)
+
+
+def _walk(db: Connection, version: str = "head") -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -78,7 +84,7 @@ def _walk(db: Connection) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = db
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, version)
     except CommandError as error:
         raise SchemaError(
             f"the database {db.engine.url!r} has a schema that inturn never had ({error}): "

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, select
 
 from inturn.models.clock import now
 from inturn.models.states import ProcessKind
-from inturn.models.store.sending import UPSERT
+from inturn.models.store.opening import UPSERT
 from inturn.models.tables import TICKS, WORKER_PROCESSES
 
 

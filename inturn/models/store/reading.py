@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, exists, func, literal, or_, select, text, tuple_
 
 from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
-from inturn.models.states import UNFINISHED, Retention, Role, SessionState, TurnState
-from inturn.models.store.sending import PROMPT, SYSTEM
-from inturn.models.tables import MESSAGES, SESSIONS, TURNS
+from inturn.models.states import UNFINISHED, Lane, Retention, Role, SessionState, TurnState
+from inturn.models.store.opening import PROMPT, SYSTEM
+from inturn.models.tables import LEASES, MESSAGES, QUARANTINED, SESSIONS, TURNS
 
 REPLY = 2
 """Position of the assistant's message within a turn."""
@@ -31,6 +31,8 @@ class SessionRecord:
     held: bool
     retention: Retention
     retention_seconds: float | None
+    halts: bool
+    halted_by: int | None
     created_at: datetime
     last_activity_at: datetime
     turns: int
@@ -46,12 +48,14 @@ class TurnRecord:
     key: str
     number: int
     state: TurnState
+    lane: Lane
     model: str
     options: dict[str, Any]
     prompt: str
     attempts: int
     rescues: int
     retry_of: int | None
+    merged_into: int | None
     ready_at: datetime
     cancel_requested_at: datetime | None
     error_type: str | None
@@ -63,6 +67,14 @@ class TurnRecord:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a turn stands."""
+
+    number: int
+    state: TurnState
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +141,10 @@ def _sessions() -> Select[Any]:
         )
         .scalar_subquery()
     )
+    halted_by = select(LEASES.c.halted_by).where(LEASES.c.session_id == SESSIONS.c.id).scalar_subquery()
     return select(
-        *columns(SESSIONS, SessionRecord, but=("system_message", "turns", "messages", "busy")),
+        *columns(SESSIONS, SessionRecord, but=("system_message", "turns", "messages", "busy", "halted_by")),
+        halted_by.label("halted_by"),
         system.label("system_message"),
         (SESSIONS.c.next_turn - 1).label("turns"),
         messages.label("messages"),
@@ -192,7 +206,7 @@ def _turns() -> Select[Any]:
 
 
 def _turn(row: Row[*tuple[Any, ...]]) -> TurnRecord:
-    return TurnRecord(**(dict(row._mapping) | {"state": TurnState(row.state)}))
+    return TurnRecord(**(dict(row._mapping) | {"state": TurnState(row.state), "lane": Lane(row.lane)}))
 
 
 def get_turn(database: Database, session_id: int, number: int) -> TurnRecord:
@@ -213,6 +227,23 @@ def list_turns(
         page = page.where(TURNS.c.state == state)
     with database.reading() as db:
         return [_turn(row) for row in db.execute(page.order_by(TURNS.c.number).limit(limit))]
+
+
+def list_quarantined(
+    database: Database, session_id: int | None = None, before: TurnRecord | None = None, limit: int = 100
+) -> list[TurnRecord]:
+    """A page of quarantined turns, of all sessions or of one, newest first; ``before``: the last one seen."""
+    # As text: only in the words of the index is it plain to both databases that the index has them all.
+    page = _turns().where(text(f"turns.{QUARANTINED}"))
+    newest_first = (TURNS.c.finished_at, TURNS.c.session_id, TURNS.c.number)
+    if session_id is not None:
+        page = page.where(TURNS.c.session_id == session_id)
+    if before is not None:
+        last = (literal(getattr(before, column.name), column.type) for column in newest_first)
+        page = page.where(TURNS.c.finished_at <= before.finished_at, tuple_(*newest_first) < tuple_(*last))
+    with database.reading() as db:
+        rows = db.execute(page.order_by(*(column.desc() for column in newest_first)).limit(limit))
+        return [_turn(row) for row in rows]
 
 
 def list_messages(
@@ -238,10 +269,15 @@ def _message(row: Row[*tuple[Any, ...]]) -> MessageRecord:
     return MessageRecord(**(dict(row._mapping) | {"role": Role(row.role)}))
 
 
-def outcome(db: Connection, session_id: int, number: int) -> TurnState | None:
-    """The turn's state and nothing else: what a waiter looks at again and again."""
-    state = db.execute(select(TURNS.c.state).where(TURNS.c.session_id == session_id, TURNS.c.number == number)).scalar()
-    return None if state is None else TurnState(state)
+def outcome(db: Connection, session_id: int, number: int) -> Outcome | None:
+    """Where the turn stands, or the one that it is joined into: what a waiter looks at again and again."""
+    while True:
+        row = db.execute(
+            select(TURNS.c.state, TURNS.c.merged_into).where(TURNS.c.session_id == session_id, TURNS.c.number == number)
+        ).one_or_none()
+        if row is None or row.merged_into is None:
+            return None if row is None else Outcome(number, TurnState(row.state))
+        number = row.merged_into
 
 
 def get_reply(database: Database, session_id: int, number: int) -> MessageRecord | None:

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, 
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError
+from inturn.models.failpoints import reached
 from inturn.models.states import UNFINISHED, Retention, SessionState
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
 
@@ -72,6 +73,7 @@ def take_away(database: Database, session_id: int, next_turn: int) -> None:
                 (TURNS, TURNS.c.number),
             ):
                 db.execute(delete(rows).where(rows.c.session_id == session_id, number <= upto))
+        reached("cleanup.between_chunks")
     with database.writing() as db:
         db.execute(delete(SESSIONS).where(SESSIONS.c.id == session_id))
 
@@ -153,4 +155,7 @@ def remove_expired(database: Database, default_seconds: float, limit: int = 100)
         db.execute(delete(SESSIONS).where(SESSIONS.c.id.in_(found)))
         return list(found.values())
 
-    return database.transact(chunk)
+    removed = database.transact(chunk)
+    if removed:
+        reached("cleanup.between_chunks")
+    return removed

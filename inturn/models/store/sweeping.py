@@ -4,12 +4,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, null, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, case, exists, null, or_, select, tuple_, update
 
 from inturn.models.clock import now
 from inturn.models.states import AttemptOutcome, Lane, TurnState
-from inturn.models.store.sending import Ready, list_ready, make_ready
-from inturn.models.tables import ATTEMPTS, LEASES, TURNS
+from inturn.models.store.waking import Ready, list_ready, make_ready
+from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, SESSIONS, TURNS
 
 CHUNK = 200
 
@@ -59,25 +59,41 @@ def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Read
 
 
 def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> None:
-    worn_out = or_(TURNS.c.rescues >= caps.rescues, TURNS.c.attempts >= caps.attempts)
+    """A turn that has been rescued so often that it is tried in a process of its own is not blamed for its worker's death;
+    what it has spent counts all the same.
+    """
+    worn_out = TURNS.c.attempts >= caps.attempts
     cancelled = TURNS.c.cancel_requested_at.is_not(None)
     fails = worn_out & ~cancelled
-    db.execute(
+    requeued = db.execute(
         update(TURNS)
         .where(TURNS.c.session_id.in_(sessions), TURNS.c.state == TurnState.RUNNING)
         .values(
             state=case((cancelled, TurnState.CANCELLED), (worn_out, TurnState.FAILED), else_=TurnState.QUEUED),
             finished_at=case((cancelled | worn_out, now()), else_=null()),
-            rescues=TURNS.c.rescues + 1,
+            rescues=case((TURNS.c.rescues < caps.rescues, TURNS.c.rescues + 1), else_=TURNS.c.rescues),
             ready_at=now(),
             error_type=case((fails, "worker_lost"), else_=null()),
             error_message=case(
-                (fails, "every worker that tried this turn died or lost its lease: it may be what stops them"),
+                (
+                    fails,
+                    f"all {caps.attempts} attempts are used up, and the worker of the last one died or lost its lease",
+                ),
                 else_=null(),
             ),
             error_retryable=case((fails, True), else_=null()),
         )
+        .returning(TURNS.c.session_id, TURNS.c.number, TURNS.c.state)
     )
+    for row in requeued:
+        if row.state == TurnState.FAILED:
+            _halt(db, row.session_id, row.number)
+
+
+def _halt(db: Connection, session_id: int, number: int) -> None:
+    """Stop a session that wants it behind its quarantined turn."""
+    halting = select(SESSIONS.c.id).where(SESSIONS.c.id == session_id, SESSIONS.c.halts)
+    db.execute(update(LEASES).where(LEASES.c.session_id.in_(halting)).values(halted_by=number))
 
 
 def unhinted(db: Connection, lane: Lane, stale_seconds: float, limit: int) -> list[Ready]:
@@ -88,6 +104,8 @@ def unhinted(db: Connection, lane: Lane, stale_seconds: float, limit: int) -> li
             LEASES.c.lane == lane,
             LEASES.c.owner.is_(None),
             LEASES.c.ready_at <= now(),
+            LEASES.c.halted_by.is_(None),
+            ~exists().where(LANE_PAUSES.c.lane == lane),
             or_(
                 LEASES.c.hinted_at.is_(None),
                 LEASES.c.hinted_at < now(-stale_seconds),
@@ -102,34 +120,6 @@ def unhinted(db: Connection, lane: Lane, stale_seconds: float, limit: int) -> li
     if sessions:
         db.execute(update(LEASES).where(LEASES.c.session_id.in_(sessions)).values(hinted_at=now()))
     return list_ready(db, sessions)
-
-
-def cancel_abandoned(db: Connection) -> list[Ready]:
-    """Turns that went back to waiting in the very moment when their user took them back."""
-    flagged = select(TURNS.c.session_id).where(
-        TURNS.c.cancel_requested_at.is_not(None),
-        TURNS.c.finished_at.is_(None),
-        TURNS.c.state == TurnState.QUEUED,
-    )
-    unowned = (
-        select(LEASES.c.session_id)
-        .where(LEASES.c.session_id.in_(flagged), LEASES.c.owner.is_(None))
-        .limit(CHUNK)
-        .with_for_update(skip_locked=True)
-    )
-    sessions = [row.session_id for row in db.execute(unowned)]
-    if not sessions:
-        return []
-    db.execute(
-        update(TURNS)
-        .where(
-            TURNS.c.session_id.in_(sessions),
-            TURNS.c.state == TurnState.QUEUED,
-            TURNS.c.cancel_requested_at.is_not(None),
-        )
-        .values(state=TurnState.CANCELLED, finished_at=now())
-    )
-    return list_ready(db, [session for session in sessions if make_ready(db, session)])
 
 
 def extend(db: Connection, owner: str, lease_seconds: float, renew_below_seconds: float) -> dict[int, int]:

@@ -39,6 +39,7 @@ class Started:
     number: int
     attempts: int
     ambiguous: int
+    rescues: int
     lane: Lane
     model: str
     options: dict[str, Any]
@@ -51,14 +52,18 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How an attempt ended, and what becomes of its turn: final, or ``queued`` again after ``delay_seconds``."""
+    """How an attempt ended, and what becomes of its turn: final, or ``queued`` again after ``delay_seconds``.
+
+    ``outcome`` None withdraws the attempt: no call was made, so none is counted. A turn that would be queued again while
+    its user wants it back is cancelled.
+    """
 
     session_id: int
     token: int
     number: int
     attempt: int
     state: TurnState
-    outcome: AttemptOutcome
+    outcome: AttemptOutcome | None
     reply: str | None = None
     delay_seconds: float = 0.0
     error_type: str | None = None
@@ -118,6 +123,7 @@ def _started(row: dict[str, Any]) -> Started:
         number=row["number"],
         attempts=row["attempts"],
         ambiguous=row["ambiguous"],
+        rescues=row["rescues"],
         lane=Lane(row["lane"]),
         model=row["model"],
         options=orjson.loads(row["session_options"]) | orjson.loads(row["options"]),
@@ -140,15 +146,15 @@ def settled_before(db: Connection, settlements: Sequence[Settlement]) -> set[int
     """After a commit whose outcome nobody knows: the sessions whose settlement is in the database already."""
     found = set()
     for each in settlements:
-        outcome = db.execute(
+        row = db.execute(
             select(ATTEMPTS.c.outcome).where(
                 ATTEMPTS.c.session_id == each.session_id,
                 ATTEMPTS.c.turn_number == each.number,
                 ATTEMPTS.c.number == each.attempt,
                 ATTEMPTS.c.token == each.token,
             )
-        ).scalar()
-        if outcome == each.outcome:
+        ).one_or_none()
+        if row is None if each.outcome is None else row is not None and row.outcome == each.outcome:
             found.add(each.session_id)
     return found
 

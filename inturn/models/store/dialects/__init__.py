@@ -1,1 +1,1 @@
-"""The working verbs' SQL: on PostgreSQL one statement a verb, on SQLite, which refuses UPDATE inside WITH, a few."""
+"""The working verbs' SQL: on PostgreSQL one or two statements a verb, on SQLite, which refuses UPDATE inside WITH, a few."""

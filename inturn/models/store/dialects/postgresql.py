@@ -1,4 +1,4 @@
-"""The working verbs on PostgreSQL: one statement each, whatever the number of turns.
+"""The working verbs on PostgreSQL: one statement or two each, whatever the number of turns.
 
 They are planned for the worst: a database that nobody has analysed yet, with a hundred thousand sessions waiting.
 
@@ -10,7 +10,10 @@ They are planned for the worst: a database that nobody has analysed yet, with a 
 
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, text
+
+from inturn.models.tables import QUARANTINED
 
 SESSION_SETTINGS = (
     # The claim's and the settle's plans must not depend on statistics that say "owner is always null" a moment after
@@ -30,11 +33,13 @@ WITH named AS MATERIALIZED (
     SELECT session_id FROM leases
     WHERE session_id = ANY(CAST(:named AS bigint[])) AND lane || '' = :lane
       AND owner IS NULL AND ready_at + interval '0' <= (SELECT clock_timestamp())
+      AND halted_by IS NULL AND NOT EXISTS (SELECT FROM lane_pauses WHERE lane = :lane)
     ORDER BY session_id FOR UPDATE
 ), laned AS MATERIALIZED (
     SELECT session_id FROM leases
     WHERE lane = :lane AND owner IS NULL AND ready_at <= (SELECT clock_timestamp())
       AND session_id <> ALL(CAST(:named AS bigint[]))
+      AND halted_by IS NULL AND NOT EXISTS (SELECT FROM lane_pauses WHERE lane = :lane)
     ORDER BY ready_at LIMIT GREATEST(0, :slots - (SELECT count(*) FROM named)) FOR UPDATE SKIP LOCKED
 ), leased AS (
     UPDATE leases AS l
@@ -53,13 +58,15 @@ WITH named AS MATERIALIZED (
     UPDATE turns AS t
     SET state = 'running', attempts = t.attempts + 1, started_at = coalesce(t.started_at, clock_timestamp())
     FROM next WHERE t.session_id = next.session_id AND t.number = next.number AND t.state = 'queued'
-    RETURNING t.session_id, t.number, t.attempts, t.ambiguous, t.model, t.options, t.system_turn, next.token
+    RETURNING t.session_id, t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options, t.system_turn,
+        next.token
 ), tried AS (
     INSERT INTO attempts (session_id, turn_number, number, token, started_at)
     SELECT session_id, number, attempts, token, clock_timestamp() FROM started
 )
 SELECT started.session_id, started.token, :lane AS lane, s.key, CAST(s.options AS text) AS session_options,
-    started.number, started.attempts, started.ambiguous, started.model, CAST(started.options AS text) AS options,
+    started.number, started.attempts, started.ambiguous, started.rescues, started.model,
+    CAST(started.options AS text) AS options,
     (SELECT m.content FROM messages AS m
      WHERE m.session_id = started.session_id AND m.turn_number = started.number AND m.position = 1) AS prompt,
     (SELECT m.content FROM messages AS m
@@ -72,7 +79,8 @@ SELECT started.session_id, started.token, :lane AS lane, s.key, CAST(s.options A
     ) AS history
 FROM started JOIN sessions AS s ON s.id = started.session_id
 UNION ALL
-SELECT session_id, token, :lane, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM next
+SELECT session_id, token, :lane, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+FROM next
 WHERE session_id NOT IN (SELECT session_id FROM started)
 """)
 
@@ -83,12 +91,21 @@ UPDATE leases SET owner = NULL, expires_at = NULL, ready_at = (
 WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND owner || '' = :owner
 """)
 
-# While a lease is owned its ``ready_at`` is null unless a send set it meanwhile. Such a send may have committed after this
-# statement's snapshot was taken (its row lock was waited for), so that the lowest turn looked up here misses its turn;
-# the lease row is read anew after the wait, so its ``ready_at`` does not: the lost wake-up is closed by ``coalesce``.
-SETTLE = text("""
+# Before SETTLE, and not within it: a statement sees what was committed when it began, and a send or a cancel that it then
+# waited for would be missed: the flag of a turn that goes back, or the turn that the session is ready by now.
+LOCK = text("""
+SELECT session_id FROM leases WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND owner || '' = :owner
+ORDER BY session_id FOR UPDATE
+""")
+
+SETTLE = text(f"""
 WITH item AS MATERIALIZED (
-    SELECT i.*, lowest.ready_at, lowest.lane
+    SELECT i.*, lowest.ready_at, lowest.lane,
+        CASE WHEN i.state = 'queued' AND (
+            SELECT t.cancel_requested_at FROM turns AS t WHERE t.session_id = i.session_id AND t.number = i.number
+        ) IS NOT NULL THEN 'cancelled' ELSE i.state END AS becomes,
+        CASE WHEN i.state = 'failed' AND i.{QUARANTINED}
+            THEN (SELECT s.halts FROM sessions AS s WHERE s.id = i.session_id) ELSE false END AS halts
     FROM json_to_recordset(CAST(:items AS json)) AS i (
         session_id bigint, token bigint, number int, attempt int, state text, outcome text, reply text,
         delay_seconds double precision, error_type text, error_message text, status_code int, retryable boolean,
@@ -100,22 +117,27 @@ WITH item AS MATERIALIZED (
 ), kept AS (
     UPDATE leases AS l
     SET owner = NULL, expires_at = NULL,
-        ready_at = CASE WHEN item.state = 'queued' THEN clock_timestamp() + make_interval(secs => item.delay_seconds)
-                        ELSE coalesce(item.ready_at, l.ready_at) END,
-        lane = CASE WHEN item.state = 'queued' THEN l.lane ELSE coalesce(item.lane, l.lane) END
+        ready_at = CASE WHEN item.becomes = 'queued' THEN clock_timestamp() + make_interval(secs => item.delay_seconds)
+                        ELSE item.ready_at END,
+        lane = CASE WHEN item.becomes = 'queued' THEN l.lane ELSE coalesce(item.lane, l.lane) END,
+        halted_by = CASE WHEN item.halts THEN item.number ELSE l.halted_by END
     FROM item WHERE l.session_id = item.session_id AND l.token = item.token AND l.owner || '' = :owner
     RETURNING item.*
 ), turned AS (
     UPDATE turns AS t
-    SET state = kept.state,
-        finished_at = CASE WHEN kept.state = 'queued' THEN NULL ELSE clock_timestamp() END,
-        ready_at = CASE WHEN kept.state = 'queued'
+    SET state = kept.becomes,
+        finished_at = CASE WHEN kept.becomes = 'queued' THEN NULL ELSE clock_timestamp() END,
+        ready_at = CASE WHEN kept.becomes = 'queued'
                         THEN clock_timestamp() + make_interval(secs => kept.delay_seconds) ELSE t.ready_at END,
+        attempts = t.attempts - CASE WHEN kept.outcome IS NULL THEN 1 ELSE 0 END,
+        started_at = CASE WHEN kept.outcome IS NULL AND t.attempts = 1 THEN NULL ELSE t.started_at END,
         ambiguous = t.ambiguous + CASE WHEN kept.outcome = 'ambiguous' THEN 1 ELSE 0 END,
-        error_type = CASE WHEN kept.state = 'failed' THEN kept.error_type END,
-        error_message = CASE WHEN kept.state = 'completed' THEN NULL ELSE kept.error_message END,
-        error_status = CASE WHEN kept.state = 'completed' THEN NULL ELSE kept.status_code END,
-        error_retryable = CASE WHEN kept.state = 'failed' THEN kept.retryable END,
+        error_type = CASE WHEN kept.becomes = 'failed' THEN kept.error_type END,
+        error_message = CASE WHEN kept.outcome IS NULL THEN t.error_message
+                             WHEN kept.becomes <> 'completed' THEN kept.error_message END,
+        error_status = CASE WHEN kept.outcome IS NULL THEN t.error_status
+                            WHEN kept.becomes <> 'completed' THEN kept.status_code END,
+        error_retryable = CASE WHEN kept.becomes = 'failed' THEN kept.retryable END,
         input_tokens = kept.input_tokens, output_tokens = kept.output_tokens
     FROM kept WHERE t.session_id = kept.session_id AND t.number = kept.number
 ), tried AS (
@@ -125,9 +147,14 @@ WITH item AS MATERIALIZED (
         input_tokens = kept.input_tokens, output_tokens = kept.output_tokens
     FROM kept
     WHERE a.session_id = kept.session_id AND a.turn_number = kept.number AND a.number = kept.attempt
+      AND kept.outcome IS NOT NULL
+), withdrawn AS (
+    DELETE FROM attempts AS a USING kept
+    WHERE a.session_id = kept.session_id AND a.turn_number = kept.number AND a.number = kept.attempt
+      AND kept.outcome IS NULL
 ), said AS (
     INSERT INTO messages (session_id, turn_number, position, role, content, created_at)
-    SELECT session_id, number, 2, 'assistant', reply, clock_timestamp() FROM kept WHERE state = 'completed'
+    SELECT session_id, number, 2, 'assistant', reply, clock_timestamp() FROM kept WHERE becomes = 'completed'
 )
 SELECT session_id FROM kept
 """)
@@ -153,4 +180,5 @@ def claim(
 
 
 def settle(db: Connection, owner: str, items: str) -> set[int]:
+    db.execute(LOCK, {"sessions": [item["session_id"] for item in orjson.loads(items)], "owner": owner})
     return {row.session_id for row in db.execute(SETTLE, {"items": items, "owner": owner})}

@@ -8,22 +8,25 @@ import orjson
 from sqlalchemy import Connection, text
 
 from inturn.models.clock import NOW, after
+from inturn.models.tables import QUARANTINED
 
 SESSION_SETTINGS: tuple[str, ...] = ()
 
 NOW_ = NOW["sqlite"]
 LISTED = "(SELECT value FROM json_each(:sessions))"
+CLAIMABLE = "halted_by IS NULL AND NOT EXISTS (SELECT 1 FROM lane_pauses WHERE lane = :lane)"
 LOWEST = "FROM turns WHERE session_id = leases.session_id AND state = 'queued' ORDER BY number LIMIT 1"
 
 # The plus signs keep the index of what is ready out of it: there may be a hundred thousand of those, and few are named.
 NAMED = text(f"""
 SELECT session_id FROM leases
-WHERE session_id IN {LISTED} AND +lane = :lane AND owner IS NULL AND +ready_at <= {NOW_}
+WHERE session_id IN {LISTED} AND +lane = :lane AND owner IS NULL AND +ready_at <= {NOW_} AND {CLAIMABLE}
 """)
 
 LANED = text(f"""
 SELECT session_id FROM leases
 WHERE lane = :lane AND owner IS NULL AND ready_at IS NOT NULL AND ready_at <= {NOW_} AND session_id NOT IN {LISTED}
+  AND {CLAIMABLE}
 ORDER BY ready_at LIMIT :slots
 """)
 
@@ -48,7 +51,7 @@ WHERE t.session_id IN {LISTED} AND t.state = 'running'
 
 LOAD = text(f"""
 SELECT t.session_id, l.token, :lane AS lane, s.key, s.options AS session_options,
-    t.number, t.attempts, t.ambiguous, t.model, t.options,
+    t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options,
     (SELECT m.content FROM messages AS m
      WHERE m.session_id = t.session_id AND m.turn_number = t.number AND m.position = 1) AS prompt,
     (SELECT m.content FROM messages AS m
@@ -87,10 +90,14 @@ SET state = i.value ->> 'state',
     finished_at = CASE WHEN i.value ->> 'state' = 'queued' THEN NULL ELSE {NOW_} END,
     ready_at = CASE WHEN i.value ->> 'state' = 'queued'
                     THEN {after("sqlite", "i.value ->> 'delay_seconds'")} ELSE ready_at END,
-    ambiguous = ambiguous + (i.value ->> 'outcome' = 'ambiguous'),
+    attempts = attempts - (i.value ->> 'outcome' IS NULL),
+    started_at = CASE WHEN i.value ->> 'outcome' IS NULL AND attempts = 1 THEN NULL ELSE started_at END,
+    ambiguous = ambiguous + coalesce(i.value ->> 'outcome' = 'ambiguous', 0),
     error_type = CASE WHEN i.value ->> 'state' = 'failed' THEN i.value ->> 'error_type' END,
-    error_message = CASE WHEN i.value ->> 'state' = 'completed' THEN NULL ELSE i.value ->> 'error_message' END,
-    error_status = CASE WHEN i.value ->> 'state' = 'completed' THEN NULL ELSE i.value ->> 'status_code' END,
+    error_message = CASE WHEN i.value ->> 'outcome' IS NULL THEN error_message
+                         WHEN i.value ->> 'state' <> 'completed' THEN i.value ->> 'error_message' END,
+    error_status = CASE WHEN i.value ->> 'outcome' IS NULL THEN error_status
+                        WHEN i.value ->> 'state' <> 'completed' THEN i.value ->> 'status_code' END,
     error_retryable = CASE WHEN i.value ->> 'state' = 'failed' THEN i.value ->> 'retryable' END,
     input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens'
 FROM json_each(:items) AS i
@@ -104,7 +111,13 @@ SET ended_at = {NOW_}, outcome = i.value ->> 'outcome', error_type = i.value ->>
     input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens'
 FROM json_each(:items) AS i
 WHERE attempts.session_id = i.value ->> 'session_id' AND attempts.turn_number = i.value ->> 'number'
-  AND attempts.number = i.value ->> 'attempt'
+  AND attempts.number = i.value ->> 'attempt' AND i.value ->> 'outcome' IS NOT NULL
+""")
+
+WITHDRAW = text("""
+DELETE FROM attempts WHERE (session_id, turn_number, number) IN (
+    SELECT i.value ->> 'session_id', i.value ->> 'number', i.value ->> 'attempt'
+    FROM json_each(:items) AS i WHERE i.value ->> 'outcome' IS NULL)
 """)
 
 SAY = text(f"""
@@ -117,6 +130,20 @@ RELEASE = text(f"""
 UPDATE leases
 SET owner = NULL, expires_at = NULL, ready_at = (SELECT ready_at {LOWEST}), lane = coalesce((SELECT lane {LOWEST}), lane)
 WHERE session_id IN {LISTED}
+""")
+
+
+TAKEN_BACK = text("""
+SELECT t.session_id FROM json_each(:items) AS i
+CROSS JOIN turns AS t ON t.session_id = i.value ->> 'session_id' AND t.number = i.value ->> 'number'
+WHERE i.value ->> 'state' = 'queued' AND t.cancel_requested_at IS NOT NULL
+""")
+
+HALT = text(f"""
+UPDATE leases SET halted_by = i.value ->> 'number'
+FROM json_each(:items) AS i JOIN sessions AS s ON s.id = i.value ->> 'session_id'
+WHERE leases.session_id = s.id AND s.halts AND i.value ->> 'state' = 'failed'
+  AND i.value ->> {QUARANTINED.replace("error_type", "'error_type'", 1)}
 """)
 
 
@@ -154,9 +181,24 @@ def settle(db: Connection, owner: str, items: str) -> set[int]:
     held = {row.session_id for row in db.execute(HELD, {"items": items, "owner": owner})}
     if not held:
         return held
-    listed = {"sessions": orjson.dumps(sorted(held)).decode()}
-    kept = {"items": orjson.dumps([item for item in orjson.loads(items) if item["session_id"] in held]).decode()}
-    for statement in (TURN, TRIED, SAY):
-        db.execute(statement, kept)
-    db.execute(RELEASE, listed)
+    kept = [item for item in orjson.loads(items) if item["session_id"] in held]
+    _take_back(db, kept)
+    listed = {"items": orjson.dumps(kept).decode()}
+    statements = [TURN, TRIED, SAY]
+    if any(item["outcome"] is None for item in kept):
+        statements.append(WITHDRAW)
+    if any(item["state"] == "failed" for item in kept):
+        statements.append(HALT)
+    for statement in statements:
+        db.execute(statement, listed)
+    db.execute(RELEASE, {"sessions": orjson.dumps(sorted(held)).decode()})
     return held
+
+
+def _take_back(db: Connection, items: list[dict[str, Any]]) -> None:
+    """A turn that would wait again while its user wants it back is cancelled."""
+    if any(item["state"] == "queued" for item in items):
+        taken = {row.session_id for row in db.execute(TAKEN_BACK, {"items": orjson.dumps(items).decode()})}
+        for item in items:
+            if item["session_id"] in taken:
+                item["state"] = "cancelled"

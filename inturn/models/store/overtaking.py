@@ -1,0 +1,97 @@
+"""What a prompt does that does not wait behind the others: it interrupts them, or takes them along.
+
+The caller holds the locks of the session and of its lease, so that nothing is claimed or settled meanwhile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, LargeBinary, cast, func, select, update
+
+from inturn.models.clock import now
+from inturn.models.content import PROMPT_LIMIT
+from inturn.models.errors import InvalidPromptError
+from inturn.models.states import TurnState
+from inturn.models.store.opening import PROMPT
+from inturn.models.tables import MESSAGES, TURNS
+
+BLANK_LINE = "\n\n"
+"""Between two prompts that were joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A prompt with those that waited before it; ``not_before``: the latest time that any of them was put off to."""
+
+    prompt: str
+    not_before: datetime | None
+
+
+def interrupt(db: Connection, session_id: int) -> bool:
+    """Cancel the turns that wait, and ask for the running one back. Returns whether its worker is to be told."""
+    mine = TURNS.c.session_id == session_id
+    db.execute(
+        update(TURNS)
+        .where(mine, TURNS.c.state == TurnState.QUEUED)
+        .values(state=TurnState.CANCELLED, finished_at=now(), cancel_requested_at=now())
+    )
+    flagged = db.execute(
+        update(TURNS)
+        .where(mine, TURNS.c.state == TurnState.RUNNING, TURNS.c.cancel_requested_at.is_(None))
+        .values(cancel_requested_at=now())
+    )
+    return flagged.rowcount > 0
+
+
+def join(db: Connection, session_id: int, number: int, prompt: str) -> Joined:
+    """End the turns that wait: they are answered in turn ``number``.
+
+    Raises:
+        InvalidPromptError: all of them together are larger than a prompt may be.
+    """
+    waiting = (TURNS.c.session_id == session_id) & (TURNS.c.state == TurnState.QUEUED)
+    _check_size(db, waiting, prompt)
+    prompts = _prompts(db, waiting)
+    ended = db.execute(
+        update(TURNS)
+        .where(waiting)
+        .values(state=TurnState.CANCELLED, finished_at=now(), merged_into=number)
+        .returning(TURNS.c.ready_at, TURNS.c.attempts)
+    ).all()
+    put_off = [row.ready_at for row in ended if row.attempts == 0]
+    return Joined(BLANK_LINE.join([*prompts, prompt]), max(put_off, default=None))
+
+
+def with_joined(db: Connection, session_id: int, number: int, prompt: str) -> str:
+    """The prompt as ``join`` stored it for this turn, with those that were joined into it."""
+    joined = (TURNS.c.session_id == session_id) & (TURNS.c.merged_into == number)
+    return BLANK_LINE.join([*_prompts(db, joined), prompt])
+
+
+def _prompts(db: Connection, whose: ColumnElement[bool]) -> Sequence[str]:
+    said = select(MESSAGES.c.content).join_from(TURNS, MESSAGES, _prompt_of()).where(whose).order_by(TURNS.c.number)
+    return db.execute(said).scalars().all()
+
+
+def _prompt_of() -> ColumnElement[bool]:
+    mine = (MESSAGES.c.session_id == TURNS.c.session_id) & (MESSAGES.c.turn_number == TURNS.c.number)
+    return mine & (MESSAGES.c.position == PROMPT)
+
+
+def _check_size(db: Connection, waiting: ColumnElement[bool], prompt: str) -> None:
+    """In SQL, before anything is loaded: a thousand long prompts may wait."""
+    content = MESSAGES.c.content
+    of_one = func.octet_length(content) if db.dialect.name == "postgresql" else func.length(cast(content, LargeBinary))
+    row = db.execute(
+        select(func.count().label("prompts"), func.coalesce(func.sum(of_one), 0).label("bytes"))
+        .join_from(TURNS, MESSAGES, _prompt_of())
+        .where(waiting)
+    ).one()
+    own = len(prompt.encode())
+    together = own + row.bytes + row.prompts * len(BLANK_LINE)
+    if row.prompts and together > PROMPT_LIMIT:
+        raise InvalidPromptError(
+            f"the prompt has {own:,} bytes, joined with the {row.prompts:,} that wait it has {together:,}, and "
+            f"{PROMPT_LIMIT:,} (256 KiB) are the limit; nothing was stored. when_busy='enqueue' sends it by itself"
+        )
