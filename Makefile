@@ -31,8 +31,9 @@ check: dev  ## lint, format, types, import contracts
 bench: dev  ## cost per turn beside a bare loop (ROWS="...", JSON=file)
 	@$(RUN)python -m ops.bench $(if $(ROWS),--rows "$(ROWS)") $(if $(JSON),--json "$(JSON)")
 
-chaos: dev  ## kill, freeze and wipe things in mid-turn, and count what is lost (ARGS goes to pytest)
-	@$(RUN)python -m pytest $(FAULTS) $(ARGS)
+chaos: dev  ## kill, freeze and wipe things in mid-turn, and count what is lost (SECONDS=600 SEED=7 DATABASE=sqlite)
+	@$(RUN)python -m ops.chaos run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(DATABASE),--database $(DATABASE)) $(if $(RECORD),--record) $(ARGS)
 
 clean:  ## remove .venv and all caches
 	@rm -rf .venv build dist inturn.egg-info

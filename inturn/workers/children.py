@@ -14,7 +14,7 @@ from inturn.workers.processes import ProcessIdentity
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
-STEADY_SECONDS = 60.0
+STEADY_SECONDS = 10.0
 POLL_SECONDS = 0.05
 KILL_SECONDS = 5.0
 
@@ -38,7 +38,7 @@ class Child:
         self._log = log
         self._report = report
         self._process: subprocess.Popen[bytes] | None = None
-        self._wait_seconds = FIRST_WAIT_SECONDS
+        self._wait_seconds = 0.0
         self._started_at = 0.0
         self._due_at = 0.0
 
@@ -57,11 +57,11 @@ class Child:
         """Notice its death, and start it again when it is time. Returns whether anything changed."""
         if self.is_running():
             return False
+        has_died = self._process is not None
         if self._process is not None:
-            self._mourn(_ending(self._process.returncode))
-            return True
+            self._mourn(ending(self._process.returncode))
         if time.monotonic() < self._due_at:
-            return False
+            return has_died
         try:
             self.start()
         except (InturnError, OSError) as error:
@@ -82,17 +82,16 @@ class Child:
                 self._process.send_signal(number)
 
     def _mourn(self, how: str) -> None:
-        """Say how it ended and set the next start, later each time, unless it had been steady."""
+        """Say how it ended and set the next start: at once if it had been steady, else later each time."""
         if time.monotonic() - self._started_at > STEADY_SECONDS:
-            self._wait_seconds = FIRST_WAIT_SECONDS
+            self._wait_seconds = 0.0
         process, self._process, self.identity = self._process, None, None
         named = f"{self.name} (PID {process.pid})" if process else self.name
         words = last_lines(self._log, 1) if self._log and process else []
-        self._report(
-            f"{named} {how}; starting it again in {self._wait_seconds:g} s" + "".join(f": {line}" for line in words)
-        )
+        when = f" in {self._wait_seconds:g} s" if self._wait_seconds else ""
+        self._report(f"{named} {how}; starting it again{when}" + "".join(f": {line}" for line in words))
         self._due_at = time.monotonic() + self._wait_seconds
-        self._wait_seconds = min(self._wait_seconds * 2, LONGEST_WAIT_SECONDS)
+        self._wait_seconds = max(FIRST_WAIT_SECONDS, min(self._wait_seconds * 2, LONGEST_WAIT_SECONDS))
 
 
 def launch_program(command: Sequence[str], environment: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:
@@ -159,8 +158,8 @@ def stop_orphans(orphans: Mapping[str, ProcessIdentity], seconds: float) -> list
     return killed
 
 
-def _ending(code: int) -> str:
-    """How a process ended, from its return code."""
+def ending(code: int) -> str:
+    """How a process ended, from its return code, as a part of a sentence."""
     if code >= 0:
         return f"ended with code {code}"
     try:

@@ -17,11 +17,12 @@ from inturn.models.store.working import Settlement, Started
 from inturn.workers.app import InturnApp, broker_url
 from inturn.workers.events import Announcer, Bell
 from inturn.workers.ledger import Ledger
-from inturn.workers.maintenance import Pulse, Round, Sweep, describe_process
+from inturn.workers.maintenance import LOOK_SECONDS, Pulse, Round, Sweep, describe_process
 from inturn.workers.pool import TaskPool
 from inturn.workers.provider import Providers
 from inturn.workers.providers import BUILDERS
 from inturn.workers.queues import CANCELS, Hints, connect, queued
+from inturn.workers.shares import shares
 from inturn.workers.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.pool: TaskPool = worker.pool
         lanes = [name for name in worker.app.amqp.queues.consume_from if name in set(Lane)]
         self.process = describe_process(ProcessKind.WORKER, lanes, worker.concurrency)
+        shares.share_out(lanes, worker.concurrency, self.settings.batch_share)
         self._assemble()
         self._begin()
         _on_duty.append(self)
@@ -83,6 +85,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             context_turns=settings.context_turns,
             gap_seconds=settings.ledger_gap_seconds,
             on_settled=self._settled,
+            on_waited=shares.felt,
         )
         providers = Providers(
             settings.available_providers, BUILDERS, deadline_seconds=settings.attempt_deadline_seconds
@@ -99,6 +102,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.rounds = [
             self.pulse,
             Round("sweep", sweep.pause_seconds, sweep.run),
+            Round("look", lambda: LOOK_SECONDS, sweep.look),
             Round("bell", lambda: 0.0, self._listen),
         ]
 

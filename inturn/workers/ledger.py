@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from inturn.models.database import Database
 from inturn.models.errors import StorageError
+from inturn.models.failpoints import reached
 from inturn.models.states import AttemptOutcome, TurnState
 from inturn.models.store import working
 from inturn.models.store.working import Claim, Settlement, Started
@@ -45,6 +46,8 @@ class Visit:
     settlement: Settlement | None
     claim: Claim | None
     done: asyncio.Future[Answer]
+    since: float
+    """When it came, by the monotonic clock."""
     answer: Answer | None = None
     tried: bool = False
     """A transaction with it failed with its outcome unknown: it may be in the database already."""
@@ -60,6 +63,7 @@ class Ledger:
         context_turns: how many completed turns a model is shown where the session does not say.
         gap_seconds: under load, the shortest time between two transactions: gathering more makes each turn cheaper.
         on_settled: told, in the ledger's thread, each settlement that was stored.
+        on_waited: told, in the loop, how many seconds the first of those waited that are answered together.
     """
 
     def __init__(
@@ -71,10 +75,11 @@ class Ledger:
         context_turns: int,
         gap_seconds: float,
         on_settled: Callable[[Settlement], None],
+        on_waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.database, self.owner = database, owner
         self._lease_seconds, self._context_turns, self._gap_seconds = lease_seconds, context_turns, gap_seconds
-        self._on_settled = on_settled
+        self._on_settled, self._on_waited = on_settled, on_waited
         self._waiting: deque[Visit] = deque()
         self._called = threading.Event()
         self._stopping = False
@@ -99,7 +104,7 @@ class Ledger:
 
     def submit(self, settlement: Settlement | None, claim: Claim | None) -> asyncio.Future[Answer]:
         """``visit`` for a slot that may be gone before it is answered. Called in the pool's loop."""
-        visit = Visit(settlement, claim, asyncio.get_running_loop().create_future())
+        visit = Visit(settlement, claim, asyncio.get_running_loop().create_future(), time.monotonic())
         self._waiting.append(visit)
         if not self._called.is_set():
             self._called.set()
@@ -129,9 +134,16 @@ class Ledger:
         """All answers in one call into the loop, as waking it is what costs."""
         loop = visits[0].done.get_loop()
         try:
-            loop.call_soon_threadsafe(answer_all, visits)
+            loop.call_soon_threadsafe(self._answer, visits)
         except RuntimeError:  # the loop is closed: the process ends, and nobody waits any more
             return
+
+    def _answer(self, visits: Sequence[Visit]) -> None:
+        """In the loop, so that what the loop itself takes is felt as well."""
+        self._on_waited(time.monotonic() - visits[0].since)
+        for visit in visits:
+            if not visit.done.done():
+                visit.done.set_result(visit.answer or Answer(kept=False, started=None))
 
     def _carry_out(self, visits: Sequence[Visit]) -> None:
         """Commit together; if that fails, one by one, so that one that cannot be stored fails alone."""
@@ -155,7 +167,7 @@ class Ledger:
                     logger.warning("action=claim_failed reason=%s", error)
                     return None
                 logger.warning("action=settle_retried turn=%s reason=%s", turn_of(visit.settlement), error)
-            except (DataError, IntegrityError) as error:
+            except DBAPIError as error:
                 if visit.settlement is None or visit.settlement.error_type == UNSTORABLE:
                     return logger.exception("action=ledger_refused")
                 visit.settlement = unstorable(visit.settlement, error)
@@ -173,20 +185,22 @@ class Ledger:
         claiming = [visit.claim for visit in visits if visit.claim is not None]
         with self.database.writing() as db:
             kept = working.settle(db, self.owner, settling) if settling else set()
+            if settling:
+                reached("release.before_recheck")
             kept |= working.settled_before(db, [v.settlement for v in visits if v.tried and v.settlement is not None])
             started = working.claim(db, self.owner, self._lease_seconds, self._context_turns, claiming)
+            if settling:
+                reached("settle.before_commit")
+        if settling:
+            reached("settle.after_commit")
+        if any(started):
+            reached("claim.after_commit")
         given = iter(started)
         for visit in visits:
             was_kept = visit.settlement is not None and visit.settlement.session_id in kept
             visit.answer = Answer(was_kept, next(given) if visit.claim is not None else None)
             if was_kept and visit.settlement is not None:
                 self._on_settled(visit.settlement)
-
-
-def answer_all(visits: Sequence[Visit]) -> None:
-    for visit in visits:
-        if not visit.done.done():
-            visit.done.set_result(visit.answer or Answer(kept=False, started=None))
 
 
 def turn_of(settlement: Settlement) -> str:

@@ -16,11 +16,12 @@ from sqlalchemy import Connection
 from inturn import __version__
 from inturn.models.database import Database
 from inturn.models.errors import StorageError
+from inturn.models.failpoints import reached
 from inturn.models.states import Lane, ProcessKind
-from inturn.models.store import presence, retention, sweeping
+from inturn.models.store import presence, retention, sweeping, waking
 from inturn.models.store.retention import Removal
-from inturn.models.store.sending import Ready
 from inturn.models.store.sweeping import Caps
+from inturn.models.store.waking import Ready
 from inturn.settings import Settings
 from inturn.workers.processes import ProcessIdentity
 from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 FORGET_SECONDS = 3600.0
 HINTS_A_SWEEP = 500
 DAY_SECONDS = 86400.0
+LOOK_SECONDS = 1.0
+"""Between two looks for turns that have become due."""
+"""All workers know when a turn is due: the first of them tells its lane, and the others find that done."""
 
 
 def describe_process(kind: ProcessKind, lanes: Iterable[str], concurrency: int) -> presence.Process:
@@ -106,12 +110,18 @@ class Sweep:
         """With jitter, so that many workers do not sweep in step."""
         return self.settings.sweep_seconds * random.uniform(0.8, 1.2)
 
+    def look(self) -> None:
+        """Tell lanes about turns that have just become due: what was put off until noon is not to wait for a pass."""
+        with self.database.reading() as db:
+            lanes = waking.newly_due(db, 3 * LOOK_SECONDS)
+        for lane in lanes:
+            self._top_up(lane)
+
     def run(self) -> None:
         """One pass over everything that may need repair."""
         self.reap()
         if self._may_take_over():
             self._in_chunks(lambda db: sweeping.rescue_expired(db, caps(self.settings)))
-        self._in_chunks(sweeping.cancel_abandoned)
         retention.finish_removal(self.database)
         for lane in Lane:
             self._top_up(lane)
@@ -131,6 +141,7 @@ class Sweep:
     def _in_chunks(self, rescue: Callable[..., list[Ready]]) -> None:
         while ready := self.database.transact(rescue):
             logger.info("action=sessions_rescued count=%d", len(ready))
+            reached("sweep.after_mark")
             for session in ready:
                 self._hint(session)
 
@@ -203,6 +214,7 @@ class Pulse:
             self._cancelled(requests)
 
     def _beat(self) -> None:
+        reached("heartbeat.skip")
         before = self._held()
         lease = self.settings.lease_seconds
         renew_below = lease - self.settings.heartbeat_seconds / 2

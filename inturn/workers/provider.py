@@ -29,6 +29,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from inturn.models.content import storable
+from inturn.workers import departures
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -239,10 +240,15 @@ def http_client(*, tls: bool) -> httpx.AsyncClient:
         # Left to itself the transport keeps aiohttp's limit of 100 connections. An idle connection is let go before the
         # server does it: uvicorn (vLLM, LiteLLM) and Node close after 5 s, and a POST that meets the closing is lost.
         connector = aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=_IDLE_SECONDS)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            trace_configs=departures.traces(),
+        )
 
     return httpx.AsyncClient(
-        transport=AiohttpTransport(client=open_session, verify=context, trust_env=False),
+        transport=departures.watched(AiohttpTransport(client=open_session, verify=context, trust_env=False)),
         cookies=_NoCookies(),
         trust_env=False,
         follow_redirects=False,

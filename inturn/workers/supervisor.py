@@ -3,7 +3,7 @@
 Life of a supervisor: enter the home (alone), stop what a killed predecessor left, start the broker, prepare the
 database, start workers and beat, watch, stop workers and beat warmly, stop the broker, leave nothing behind.
 
-Everything runs in the main thread: signal handlers only count, and one loop looks around five times a second.
+Everything runs in the main thread: signal handlers only count, and one loop looks around ten times a second.
 """
 
 import os
@@ -33,7 +33,7 @@ from inturn.workers.stack import (
     users_lock,
 )
 
-TICK_SECONDS = 0.2
+TICK_SECONDS = 0.1
 ENTER_SECONDS = 1.0  # others look at the lock by taking it for a moment, so that one refusal means nothing
 ORPHAN_GRACE_SECONDS = 10.0
 LINGER_SECONDS = 10.0  # a person who types one command after the other waits for one start only

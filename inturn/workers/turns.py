@@ -10,17 +10,23 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from inturn.models.failpoints import reached
 from inturn.models.states import AttemptOutcome, Lane, TurnState
 from inturn.models.store.working import Claim, Settlement, Started
 from inturn.settings import Settings
+from inturn.workers.cell import CellDiedError, Cells, NoPlaceError
 from inturn.workers.ledger import Answer, Ledger
 from inturn.workers.provider import Prompt, ProviderError, Providers, Reply
 from inturn.workers.retries import Again, decide
+from inturn.workers.shares import shares
 
 logger = logging.getLogger(__name__)
+
+PLACE_SECONDS = (2.0, 6.0)
+"""How long a turn waits that found all cells taken: at random, so that many who wait do not come back together."""
 
 
 class Stop(Enum):
@@ -62,6 +68,7 @@ class Turns:
         draining: Callable[[], bool],
     ) -> None:
         self.settings, self.ledger, self.providers = settings, ledger, providers
+        self.cells = Cells(settings)
         self._hint_soon, self._draining = hint_soon, draining
         self.calls: dict[int, Call] = {}
         """By session: what runs now."""
@@ -70,14 +77,20 @@ class Turns:
 
     async def work(self, lane: Lane, session_id: int | None) -> int:
         """One slice. Returns how many turns it worked on."""
-        until, turns = time.monotonic() + self.settings.slice_seconds, 0
+        # At random, or all who began together would go back into the queue together.
+        part, turns = random.uniform(0.5, 1.0), 0
+        until, most = time.monotonic() + self.settings.slice_seconds * part, self.settings.slice_turns * part
         if self._draining():
             return turns
         answer = await self.ledger.visit(None, Claim(lane, session_id))
         while answer.started is not None:
             started, turns = answer.started, turns + 1
-            settlement = await self._attempt(started)
-            more = turns < self.settings.slice_turns and time.monotonic() < until and not self._draining()
+            try:
+                settlement = await self._attempt(started)
+            except Exception:
+                self._let_go(started)  # nobody works on it: the heartbeat finds its lease to be an orphan's
+                raise
+            more = turns < most and time.monotonic() < until and not self._draining() and shares.may_go_on(lane)
             answer = await self._settle(started, settlement, Claim(lane, started.session_id) if more else None)
             if not more:
                 self._hint_soon(started, 0.0)
@@ -89,13 +102,20 @@ class Turns:
             # After a pause for longer than the lease this very process may have claimed the session again.
             self._break_off(former, Stop.LOST)
         self.held[started.session_id] = started.token
+        reached("start.after_commit")
         prompt = Prompt(started.model, started.messages, started.options, idempotency_key(started))
-        call = Call(started, asyncio.get_running_loop().create_task(self.providers.reply(started.model, prompt)))
+        # Workers died over it as often as is allowed: if its reply was the reason, the next to go is a cell.
+        asked = self.cells if started.rescues >= self.settings.max_rescues else self.providers
+        call = Call(started, asyncio.get_running_loop().create_task(asked.reply(started.model, prompt)))
         self.calls[started.session_id] = call
         try:
             reply = await call.task
         except ProviderError as error:
             return self._failed(started, error)
+        except NoPlaceError:
+            return ended(started, TurnState.QUEUED, None, delay_seconds=random.uniform(*PLACE_SECONDS))
+        except CellDiedError as error:
+            return quarantined(started, error)
         except asyncio.CancelledError:
             if call.stop is Stop.LOST:
                 return None
@@ -109,6 +129,7 @@ class Turns:
         finally:
             if self.calls.get(started.session_id) is call:
                 del self.calls[started.session_id]
+        reached("call.after_response")
         return answered(started, reply)
 
     def _failed(self, started: Started, error: ProviderError) -> Settlement:
@@ -183,8 +204,30 @@ def idempotency_key(started: Started) -> str:
     return hashlib.sha256(f"{started.key}\0{started.turn_id}\0{said}".encode()).hexdigest()[:32]
 
 
-def ended(started: Started, state: TurnState, outcome: AttemptOutcome) -> Settlement:
-    return Settlement(started.session_id, started.token, started.number, started.attempts, state, outcome)
+def ended(
+    started: Started, state: TurnState, outcome: AttemptOutcome | None, *, delay_seconds: float = 0.0
+) -> Settlement:
+    return Settlement(
+        started.session_id,
+        started.token,
+        started.number,
+        started.attempts,
+        state,
+        outcome,
+        delay_seconds=delay_seconds,
+    )
+
+
+def quarantined(started: Started, error: CellDiedError) -> Settlement:
+    """The failure that a turn ends as whose reply kills whoever reads it."""
+    logger.error("action=turn_quarantined session=%s turn=%s reason=%s", started.key, started.turn_id, error)
+    return replace(
+        ended(started, TurnState.FAILED, AttemptOutcome.LOST),
+        error_type="worker_lost",
+        error_message=f"{started.rescues} workers died during this turn's calls, and the process that then made its call "
+        f"for it alone {error}: the reply is taken for the reason, and is not asked for again",
+        retryable=True,
+    )
 
 
 def answered(started: Started, reply: Reply) -> Settlement:

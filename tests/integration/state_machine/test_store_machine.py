@@ -1,0 +1,126 @@
+"""The store under everything that can happen to it, in any order, on both databases. ``machine.py`` has the rules.
+
+    INTURN_EXAMPLES=2000 python -m pytest tests/integration/state_machine -k the_store --hypothesis-seed=7
+
+Every run has a seed, and says it when it fails; ``-rP`` shows it also for those that pass.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from inturn.models.store import sending, sweeping
+from inturn.models.store.dialects import postgresql, sqlite
+from inturn.settings import Settings
+from tests.integration.state_machine.machine import StoreMachine
+from tests.integration.state_machine.workers_in_steps import House
+from tests.integration.stores import Store, only_postgresql, only_sqlite
+
+EXAMPLES = int(os.environ.get("INTURN_EXAMPLES", "60"))
+SECONDS_AN_EXAMPLE = 5
+"""On a machine that has much else to do."""
+
+
+@pytest.fixture
+def house(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    settings = Settings(
+        home=tmp_path, max_attempts=3, max_ambiguous_attempts=2, max_rescues=1, context_turns=2, slice_turns=3,
+        retry_base_seconds=4,
+    )  # fmt: skip
+    house = House(Store(migrated_url).database, settings, monkeypatch)
+    yield house
+    house.close()
+
+
+def run(house: House, examples: int, chosen: int, **how: Any) -> None:
+    machine = seed(chosen)(type("StoreMachine", (StoreMachine,), {"house": house}))
+    allowed = list(HealthCheck)
+    how = {"stateful_step_count": 50, "deadline": None, "suppress_health_check": allowed, "print_blob": True} | how
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, **how))
+
+
+@pytest.mark.timeout(120 + EXAMPLES * SECONDS_AN_EXAMPLE)
+def test_the_store(house: House, request: pytest.FixtureRequest):
+    given = request.config.getoption("--hypothesis-seed")
+    chosen = random.SystemRandom().getrandbits(32) if given in (None, "random") else int(given)
+    print(f"--hypothesis-seed={chosen} INTURN_EXAMPLES={EXAMPLES}")
+    run(house, EXAMPLES, chosen)
+
+
+Break = Callable[[pytest.MonkeyPatch, House], None]
+
+
+def without(module: ModuleType, name: str, *parts: str, instead: str = "") -> Break:
+    """Leave pieces out of a statement."""
+
+    def patch(patches: pytest.MonkeyPatch, _: House) -> None:
+        statement = str(getattr(module, name))
+        for part in parts:
+            assert part in statement, f"{name} is written otherwise now: {statement}"
+            statement = statement.replace(part, instead)
+        patches.setattr(module, name, text(statement))
+
+    return patch
+
+
+def dropped(index: str) -> Break:
+    def drop(_: pytest.MonkeyPatch, house: House) -> None:
+        with house.database.writing() as db:
+            db.execute(text(f"DROP INDEX {index}"))
+
+    return drop
+
+
+def forgetful(module: ModuleType, name: str, instead: Callable[..., Any]) -> Break:
+    return lambda patches, _: patches.setattr(module, name, instead)
+
+
+ON_SQLITE = {
+    "no fence": without(sqlite, "HELD", "WHERE l.token = i.value ->> 'token' AND l.owner = :owner"),
+    "no look for waiting turns on release": without(
+        sqlite,
+        "RELEASE",
+        "ready_at = (SELECT ready_at FROM turns WHERE session_id = leases.session_id AND "
+        "state = 'queued' ORDER BY number LIMIT 1)",
+        instead="ready_at = NULL",
+    ),  # fmt: skip
+    "attempts are not counted before the call": without(sqlite, "START", "attempts = attempts + 1,"),
+    "the index of running turns": dropped("uq_turns_running"),
+    "a cancel that wakes nobody": forgetful(sending, "make_ready", lambda *_: False),
+    "halted sessions go on": without(sqlite, "LANED", "halted_by IS NULL AND"),
+    "attempts without a cap": forgetful(sweeping, "_requeue", lambda *_: None),
+}
+
+
+@only_sqlite
+@pytest.mark.parametrize("broken", ON_SQLITE)
+def test_what_is_broken_is_found(house: House, broken: str, monkeypatch: pytest.MonkeyPatch):
+    expect_violation(ON_SQLITE[broken], house, monkeypatch)
+
+
+ON_POSTGRESQL = {
+    "no fence": without(postgresql, "SETTLE", "AND l.token = item.token AND l.owner || '' = :owner"),
+    "the index of running turns": dropped("uq_turns_running"),
+}
+
+
+@only_postgresql
+@pytest.mark.parametrize("broken", ON_POSTGRESQL)
+def test_what_is_broken_is_found_on_postgresql(house: House, broken: str, monkeypatch: pytest.MonkeyPatch):
+    expect_violation(ON_POSTGRESQL[broken], house, monkeypatch)
+
+
+def expect_violation(break_it: Break, house: House, patches: pytest.MonkeyPatch) -> None:
+    """The same examples each time, so that this test cannot be unlucky; found is enough, and not made small."""
+    break_it(patches, house)
+    with pytest.raises((AssertionError, IntegrityError, pytest.fail.Exception)):
+        run(house, 400, 1, phases=[Phase.generate], database=None, report_multiple_bugs=False)

@@ -1,0 +1,240 @@
+"""Workers that stand still between any two transactions, until they are told to go on.
+
+They are the product's own: its slots, its ledger, its heartbeat and its sweep. Only what moves them is taken away: the
+ledger has no thread and commits when told; the pulse and the sweep have no timer; the model answers when told; and the
+loop that the slots run in turns only until all of them wait.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import delete
+
+from inturn.models.database import Database
+from inturn.models.states import Lane, ProcessKind, TurnState
+from inturn.models.store import sweeping, working
+from inturn.models.store.presence import Process
+from inturn.models.store.waking import Ready
+from inturn.models.store.working import Claim, Settlement, Started
+from inturn.models.tables import LANE_PAUSES, REMOVALS, SESSIONS, TICKS, WORKER_PROCESSES
+from inturn.settings import Settings
+from inturn.workers import maintenance, turns
+from inturn.workers.ledger import Answer, Ledger, Visit
+from inturn.workers.maintenance import Pulse, Sweep
+from inturn.workers.provider import Prompt, Reply
+from inturn.workers.turns import Turns
+from tests.integration.state_machine.conversations import Tables, Told, read
+from tests.integration.state_machine.shifted_clock import Gate, ShiftedClock
+
+STEPS_OF_THE_LOOP = 8
+"""From an answer to the next visit there are fewer."""
+
+
+class House:
+    """What outlives a worker: the database with its clock, and the models. One for each kind of database."""
+
+    def __init__(self, database: Database, settings: Settings, patches: pytest.MonkeyPatch) -> None:
+        self.database, self.settings = database, settings
+        self.clock = ShiftedClock(database)
+        # As ``Database.dedicated`` does, but with connections for several ledgers.
+        sessions = working.ENGINES[database.dialect].SESSION_SETTINGS
+        self.ledgers = Database(database.url.render_as_string(hide_password=False), 4, sessions)
+        self.gate = Gate()
+        for way in self.database, self.ledgers:
+            self.clock.rule(way)
+            self.gate.put_on(way)
+        self.crashed: set[str] = set()
+        self.loop = asyncio.new_event_loop()
+        patches.setattr(maintenance, "time", self.clock)
+        patches.setattr(maintenance, "is_dead", self.crashed.__contains__)
+        patches.setattr(turns, "time", self.clock)
+        patches.setattr(
+            turns, "random", SimpleNamespace(random=lambda: 0.5, uniform=lambda low, high: (low + high) / 2)
+        )
+
+    def clear(self) -> None:
+        """Empty, and as at the beginning; only ids go on, as nobody may be given a used one."""
+        self.clock.reset()
+        self.crashed.clear()
+        self.told = Told()
+        with self.database.writing() as db:
+            for table in SESSIONS, LANE_PAUSES, WORKER_PROCESSES, REMOVALS, TICKS:
+                db.execute(delete(table))
+
+    def take_over(self) -> list[int]:
+        """A sweep of somebody who cannot have seen a clock jump. Returns the sessions that need a hint."""
+        caps = maintenance.caps(self.settings)
+        return [ready.session_id for ready in self.database.transact(lambda db: sweeping.rescue_expired(db, caps))]
+
+    def look(self) -> Tables:
+        return read(self.database)
+
+    def spin(self) -> None:
+        """Let every slot go on until it waits for something."""
+        for _ in range(STEPS_OF_THE_LOOP):
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    def close(self) -> None:
+        self.loop.close()
+        self.ledgers.close()
+        self.database.close()
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A model call that waits for its answer."""
+
+    started: Started
+    prompt: Prompt
+    answer: "asyncio.Future[Reply]"
+    is_alone: bool
+    """In a process of its own, as it may be what killed others."""
+
+
+class SteppedLedger(Ledger):
+    """The ledger without its thread."""
+
+    @property
+    def has_visits(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self, most: int) -> list[Visit]:
+        """Who goes into the next transaction."""
+        alone = self._waiting[0].tried
+        return [self._waiting.popleft() for _ in range(1 if alone else min(most, self._next_untried()))]
+
+    def _next_untried(self) -> int:
+        return next((place for place, visit in enumerate(self._waiting) if visit.tried), len(self._waiting))
+
+    def commit(self, visits: list[Visit]) -> None:
+        self._transact(visits)
+
+    def answer(self, visits: list[Visit]) -> None:
+        self._answer(visits)
+
+    def doubt(self, visits: list[Visit]) -> None:
+        """The connection broke in the commit: whether it came to pass is not known. Each is tried again, alone."""
+        for visit in visits:
+            visit.answer, visit.tried = None, True
+        self._waiting.extendleft(reversed(visits))
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What one of the ledger's did."""
+
+    kept: list[Settlement] = field(default_factory=list)
+    stale: list[Settlement] = field(default_factory=list)
+    started: list[Started] = field(default_factory=list)
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, house: House, name: str) -> None:
+        self.house, self.name = house, name
+        self.calls: list[Call] = []
+        self.slots: list[asyncio.Task[Any]] = []
+        self.draining = False
+        self.hints: list[Ready] = []
+        self.queued: dict[Lane, int] = dict.fromkeys(Lane, 0)
+        settings = house.settings
+        self.process = Process(name, ProcessKind.WORKER, "here", 1, "chat,batch", 10, "0")
+        self.ledger = SteppedLedger(
+            house.ledgers, name, lease_seconds=settings.lease_seconds, context_turns=settings.context_turns,
+            gap_seconds=settings.ledger_gap_seconds, on_settled=lambda _: None,
+        )  # fmt: skip
+        self.turns = Turns(settings, self.ledger, self, lambda *_: None, lambda: self.draining)  # type: ignore[arg-type]
+        self.turns.cells = self  # type: ignore[assignment]
+        self.sweep = Sweep(house.database, settings, self.hints.append, self.queued.__getitem__)
+        self.pulse = Pulse(
+            house.database, settings, self.process, lambda: dict(self.turns.held),
+            lambda lost: [self.turns.lose(*each) for each in lost] and None,
+            lambda cancelled: [self.turns.take_back(*each) for each in cancelled] and None,
+        )  # fmt: skip
+        self.beat()
+
+    def _spawn(self, work: Any) -> None:
+        self.slots.append(self.house.loop.create_task(work))
+        self.go_on()
+
+    def go_on(self) -> None:
+        self.house.spin()
+        for slot in self.slots:
+            if slot.done() and not slot.cancelled():
+                slot.result()  # a mistake in the product is the test's failure
+        self.slots = [slot for slot in self.slots if not slot.done()]
+        self.calls = [call for call in self.calls if not call.answer.done()]
+
+    def take_hint(self, lane: Lane, session_id: int | None) -> None:
+        """A task comes in; its slot goes to the ledger."""
+        self._spawn(self.turns.work(lane, session_id))
+
+    def withdraw(self, lane: Lane, session_id: int | None, delay_seconds: float) -> None:
+        """A slot that claims, finds that no call can be made now, and takes the attempt back."""
+
+        async def think_better_of_it() -> None:
+            answer: Answer = await self.ledger.visit(None, Claim(lane, session_id))
+            if (it := answer.started) is not None:
+                self.turns.held[it.session_id] = it.token
+                taken_back = Settlement(
+                    it.session_id, it.token, it.number, it.attempts, TurnState.QUEUED, None, delay_seconds=delay_seconds
+                )
+                await self.ledger.visit(taken_back, None)
+                if self.turns.held.get(it.session_id) == it.token:
+                    del self.turns.held[it.session_id]
+
+        self._spawn(think_better_of_it())
+
+    async def reply(self, model: str, prompt: Prompt) -> Reply:
+        """What the slots take for the providers, and for the cells."""
+        mine = asyncio.current_task()
+        started = next(call.started for call in self.turns.calls.values() if call.task is mine)
+        self.house.told.calls[started.session_id, started.number] += 1
+        call = Call(
+            started, prompt, self.house.loop.create_future(), started.rescues >= self.house.settings.max_rescues
+        )
+        self.calls.append(call)
+        return await call.answer
+
+    def transact(self, visits: list[Visit], answered: bool = True) -> Callable[[], Transaction]:
+        """Commit. What is returned gives the answers to the slots, or (not ``answered``) leaves them in doubt."""
+        self.ledger.commit(visits)
+
+        def deliver() -> Transaction:
+            done = Transaction()
+            for visit in visits:
+                assert visit.answer is not None
+                if visit.settlement is not None:
+                    (done.kept if visit.answer.kept else done.stale).append(visit.settlement)
+                if visit.answer.started is not None:
+                    done.started.append(visit.answer.started)
+            if answered:
+                self.ledger.answer(visits)
+            else:
+                self.ledger.doubt(visits)
+            self.go_on()
+            return done
+
+        return deliver
+
+    def beat(self) -> None:
+        """A heartbeat, and a look at what users want back."""
+        self.pulse._next_beat = 0.0
+        self.pulse.run()
+        self.go_on()
+
+    def crash(self) -> None:
+        """SIGKILL: whatever it would have done is not done."""
+        self.house.crashed.add(self.name)
+        self.end()
+
+    def end(self) -> None:
+        for slot in self.slots:
+            slot.cancel()
+        self.house.spin()

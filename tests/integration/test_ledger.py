@@ -1,0 +1,106 @@
+"""The ledger on both databases: what one reply does to those that are committed together with it."""
+
+import asyncio
+import logging
+
+import pytest
+from sqlalchemy import text
+
+from inturn.models.states import POISONED, AttemptOutcome, TurnState
+from inturn.models.store.working import Settlement, Started
+from inturn.workers.ledger import Answer, Ledger
+from tests.integration.stores import WORKER, Store, settlement
+
+CHECK = """
+CREATE FUNCTION pick() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN IF NEW.content LIKE 'poison%' THEN RAISE EXCEPTION 'not this one' {}; END IF; RETURN NEW; END $$;
+CREATE TRIGGER picky BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION pick()
+"""
+PICKY = {
+    "sqlite": [
+        """CREATE TRIGGER picky BEFORE INSERT ON messages WHEN NEW.content LIKE 'poison%'
+        BEGIN SELECT RAISE(ABORT, 'not this one'); END"""
+    ],
+    "postgresql": [
+        "ALTER TABLE messages ADD CONSTRAINT picky CHECK (content NOT LIKE 'poison%')",
+        CHECK.format("USING ERRCODE = 'data_exception'"),
+        CHECK.format(""),  # "raise_exception", as triggers do that think of no code
+        CHECK.format("USING ERRCODE = 'program_limit_exceeded'"),
+    ],
+}
+"""Ways in which a database refuses a reply."""
+
+
+@pytest.fixture(params=range(4))
+def picky(request: pytest.FixtureRequest, store: Store) -> Store:
+    ways = PICKY[store.database.dialect]
+    if request.param >= len(ways):
+        pytest.skip("it has no such way")
+    store.write(lambda db: db.execute(text(ways[request.param])))
+    return store
+
+
+def settle_together(store: Store, settlements: list[Settlement]) -> list[Answer]:
+    async def visits() -> list[Answer]:
+        ledger = Ledger(
+            store.database, WORKER, lease_seconds=30, context_turns=20, gap_seconds=0, on_settled=lambda settled: None
+        )
+        waiting = [ledger.submit(each, None) for each in settlements]
+        ledger.start()
+        try:
+            return await asyncio.wait_for(asyncio.gather(*waiting), 20)
+        finally:
+            ledger.stop(5)
+
+    return asyncio.run(visits())
+
+
+def start_some(store: Store, *keys: str) -> dict[str, Started]:
+    sessions = {key: store.session(key) for key in keys}
+    for key in keys:
+        store.send(key)
+    return {key: store.start(session) for key, session in sessions.items()}
+
+
+def test_a_reply_that_the_database_refuses_fails_alone(picky: Store, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.WARNING)
+    started = start_some(picky, *"abcde")
+    secret = "poison, and what was said"
+    settlements = [settlement(each, reply=secret if key == "c" else f"reply to {key}") for key, each in started.items()]
+    answers = settle_together(picky, settlements)
+    assert all(answer.kept for answer in answers)
+    poisoned = started.pop("c").session_id
+    for key, each in started.items():
+        assert picky.turn(each.session_id).state is TurnState.COMPLETED
+        assert picky.history(each.session_id)[-1] == (1, "assistant", f"reply to {key}")
+    turn = picky.turn(poisoned)
+    assert (turn.state, turn.error_type, turn.error_retryable) == (TurnState.FAILED, "unstorable", False)
+    assert turn.error_type in POISONED
+    assert turn.error_message == "the database refuses the reply's text"
+    assert picky.outcomes(poisoned) == [(1, 1, AttemptOutcome.PERMANENT)]
+    assert picky.lease(poisoned).owner is None
+    assert "action=ledger_split" in caplog.text
+    assert "what was said" not in caplog.text
+
+
+def test_a_failure_that_the_database_refuses_too_is_no_matter_of_the_reply(store: Store):
+    """Then nothing of the turn is settled: its lease runs out, and somebody else tries."""
+    started = start_some(store, "a", "b")
+    first = started["a"].session_id
+    forbidden = f"session_id <> {first} OR state = 'running'"
+    if store.is_sqlite:
+        store.write(
+            lambda db: db.execute(
+                text(
+                    "CREATE TRIGGER frozen BEFORE UPDATE ON turns WHEN NOT (NEW."
+                    + forbidden.replace("state", "NEW.state")
+                    + ") BEGIN SELECT RAISE(ABORT, 'frozen'); END"
+                )
+            )
+        )
+    else:
+        store.write(lambda db: db.execute(text(f"ALTER TABLE turns ADD CONSTRAINT frozen CHECK ({forbidden})")))
+    answers = settle_together(store, [settlement(each) for each in started.values()])
+    assert [answer.kept for answer in answers] == [False, True]
+    assert store.turn(first).state is TurnState.RUNNING
+    assert store.turn(started["b"].session_id).state is TurnState.COMPLETED
