@@ -11,14 +11,18 @@ help:  ## this list
 demo: runtime  ## a conversation that survives everything, in about a minute
 	@$(RUN)inturn demo
 
-# The faults run by themselves: what they promise in seconds, they promise on a machine that does nothing else.
+# What promises something in seconds runs by itself; what mostly waits for leases to run out, many at a time.
 FAULTS := tests/acceptance/test_faults.py
+WAITING := tests/acceptance/test_failpoints.py tests/acceptance/test_planted.py
+CHAOS := tests/acceptance/test_chaos.py
 
 test: dev  ## the tests, on real servers (ARGS="-k lease" runs pytest once, with them)
 ifdef ARGS
 	@$(RUN)python -m pytest $(ARGS)
 else
-	@$(RUN)python -m pytest -n 2 --dist loadfile --ignore $(FAULTS)
+	@$(RUN)python -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(FAULTS) $(WAITING) $(CHAOS))
+	@$(RUN)python -m pytest -n 4 $(WAITING)
+	@$(RUN)python -m pytest -n 2 $(CHAOS)
 	@$(RUN)python -m pytest $(FAULTS)
 endif
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from inturn.connections import Connected, Connections
-from inturn.models.content import checked_prompt, storable
+from inturn.models.content import checked_lane, checked_prompt, storable
 from inturn.models.errors import (
     ClosedError,
     InvalidInputError,
@@ -17,7 +17,7 @@ from inturn.models.errors import (
     TurnNotFoundError,
 )
 from inturn.models.failpoints import reached
-from inturn.models.states import Lane, TurnState
+from inturn.models.states import TurnState
 from inturn.models.store import reading, sending
 from inturn.models.store.reading import TurnRecord
 from inturn.models.store.sending import WhenBusy
@@ -115,7 +115,7 @@ class Session:
             idempotency_key=checked_key(idempotency_key),
             when_busy=checked_choice("when_busy", when_busy, get_args(WhenBusy)),
             not_before=checked_not_before(not_before),
-            lane=Lane(checked_choice("lane", lane, get_args(SendLane))),
+            lane=checked_lane(lane),
             options=checked_options(options),
             retry_of=retry_of,
         )

@@ -82,10 +82,19 @@ def check_database(settings: "Settings") -> Iterator[Finding]:
 
 def check_processes(settings: "Settings", database: "Database") -> Iterator[Finding]:
     """Who is alive."""
+    from inturn.models.store.lanes import list_lanes
     from inturn.models.store.presence import list_processes
 
     with database.reading() as db:
         processes = [one for one in list_processes(db, settings.silent_seconds) if one.alive]
+    for info in list_lanes(database, settings.silent_seconds):
+        if info.paused_at is not None:
+            yield Finding(
+                "warn",
+                "lanes",
+                f"{info.lane} is paused since {info.paused_at.astimezone():%Y-%m-%d %H:%M}, and nothing of it is "
+                f"answered: `inturn lane resume {info.lane}` goes on",
+            )
     state: Literal["warn", "fail"] = "warn" if settings.is_embedded else "fail"
     too = "; so does any command that waits for a reply" if settings.is_embedded else ""
     workers = [one for one in processes if one.kind is ProcessKind.WORKER]

@@ -21,7 +21,7 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -118,6 +118,20 @@ class Database:
     def reading(self) -> Iterator[Connection]:
         """Statements that only read: on SQLite in one snapshot, which waits for no writer."""
         with translated(self), self._looking.connect() as db:
+            yield db
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Statements that only read, and all see the same moment, for however long; writers go on meanwhile."""
+        if self.dialect == "sqlite":
+            with self.reading() as db:
+                yield db
+            return
+        frozen = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with translated(self):
+            connection = frozen.connect()
+        with connection as db:
+            db.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             yield db
 
     def transact(self, work: Callable[[Connection], T]) -> T:
@@ -227,6 +241,7 @@ REFUSALS = (
     ("database is locked", "stayed locked by another process for too long: see who writes to it, and try again"),
     ("no space left", NO_ROOM),
     ("not a database", "is no SQLite database: set INTURN_DATABASE_URL, or move the file away"),
+    ("malformed", "is damaged: move the file away, and restore a backup (`inturn db restore`)"),
     ("read-only transaction", "is read-only: connect to the primary, not to a standby"),
 )
 
@@ -249,12 +264,15 @@ def explain(database: Database, error: DBAPIError) -> Exception:
     state = getattr(error.orig, "sqlstate", None)
     if state == "42P01" or "no such table" in text:
         return SchemaError(f"the database {database.url!r} has no inturn tables yet: run `inturn db upgrade`")
-    if state == "42703" or "no such column" in text:
+    if state == "42703" or "no such column" in text or "has no column named" in text:
         return SchemaError(f"the database {database.url!r} has an older schema ({text}): run `inturn db upgrade`")
     if is_deadlock(error):
         return StorageError(f"the database {database.url!r} undid the transaction: {text}")
+    is_operational = isinstance(error, OperationalError)
+    if database.dialect == "sqlite":
+        return StorageError(f"the database {database.url!r} refused: {text}") if is_operational else error
     too_much = (state or "").startswith("54")  # for the server's limits: nothing that would pass
-    if error.connection_invalidated or (isinstance(error, OperationalError) and not too_much):
+    if error.connection_invalidated or (is_operational and not too_much):
         return DatabaseUnreachableError(
             f"no connection to the database {database.url!r}: {text}. Start it, or set INTURN_DATABASE_URL"
         )

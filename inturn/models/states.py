@@ -3,6 +3,7 @@
 Final states are past participles, carry ``finished_at`` (a CHECK) and are never left (a trigger).
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -58,6 +59,13 @@ class Lane(StrEnum):
     CHAT = "chat"
     BATCH = "batch"
     MAINTENANCE = "maintenance"
+
+
+def slots_of(lane: str, served: Iterable[str], slots: int, batch_share: float) -> int:
+    """How many slots of a worker that serves these lanes one of them may take: batch leaves some free for chat."""
+    if lane != Lane.BATCH or Lane.CHAT not in served:
+        return slots
+    return max(1, min(slots - 1, int(slots * batch_share)))
 
 
 class Role(StrEnum):

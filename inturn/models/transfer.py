@@ -99,14 +99,7 @@ class Snapshot:
 @contextmanager
 def snapshot(database: Database) -> Iterator[Snapshot]:
     """Look at a database as it is at this moment, for however long; writers go on meanwhile."""
-    if database.dialect == "sqlite":
-        with database.reading() as db:
-            yield Snapshot(database, db)
-        return
-    frozen = database.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    with translated(database):
-        connection = frozen.connect()
-    with connection as db:
+    with database.snapshot() as db:
         yield Snapshot(database, db)
 
 

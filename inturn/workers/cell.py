@@ -124,7 +124,7 @@ async def _converse(cell: Process, request: bytes, said: bytearray) -> None:
     """Tell it what to do, and take down what it says until it has ended."""
     assert cell.stdin is not None
     assert cell.stdout is not None
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError, RuntimeError):  # it has ended already; uvloop says the latter
         cell.stdin.write(request)
         await cell.stdin.drain()
     while chunk := await cell.stdout.read(_MARGIN):

@@ -138,8 +138,8 @@ class Sweep:
             self._in_chunks(lambda db: sweeping.rescue_owned(db, dead, caps(self.settings)))
             self.database.transact(lambda db: presence.disappear(db, dead))
 
-    def _in_chunks(self, rescue: Callable[..., list[Ready]]) -> None:
-        while ready := self.database.transact(rescue):
+    def _in_chunks(self, rescue: Callable[[Connection], list[Ready] | None]) -> None:
+        while (ready := self.database.transact(rescue)) is not None:
             logger.info("action=sessions_rescued count=%d", len(ready))
             reached("sweep.after_mark")
             for session in ready:

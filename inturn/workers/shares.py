@@ -12,7 +12,7 @@ from typing import Any
 
 from kombu.utils.scheduling import round_robin_cycle
 
-from inturn.models.states import Lane
+from inturn.models.states import Lane, slots_of
 
 CHAT_SECONDS = 30.0
 """How long after a chat turn the next one is expected."""
@@ -38,10 +38,9 @@ class Shares:
 
     def share_out(self, lanes: Iterable[str], slots: int, batch_share: float) -> None:
         """Keep slots free of batch, where chat is served beside it; one slot is always its own."""
-        self._limits = {}
-        if {Lane.CHAT, Lane.BATCH} <= set(lanes):
-            self._share = max(1, min(slots - 1, int(slots * batch_share)))
-            self._limits[Lane.BATCH] = self._share
+        served = set(lanes)
+        self._share = slots_of(Lane.BATCH, served, slots, batch_share)
+        self._limits = {Lane.BATCH: self._share} if {Lane.CHAT, Lane.BATCH} <= served else {}
 
     @contextmanager
     def slot(self, lane: Lane) -> Iterator[None]:

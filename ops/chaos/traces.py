@@ -35,13 +35,18 @@ def undeleted(books: Entries) -> Iterator[str]:
 
 
 def removed(books: Entries) -> Iterator[str]:
-    """Retention removes no prompt that waits: everything that was accepted there had its call."""
+    """Retention removes no prompt that waits: everything that was accepted there had its call, unless the model could not
+    be reached meanwhile: a turn that failed of that waits for nothing.
+    """
     counts, called = Counter(one.session for one in books.log.accepted), books.calls_of().keys()
-    expired = {deleted.session for deleted in books.log.deleted if deleted.expired}
+    expired = {deleted.session: deleted.at for deleted in books.log.deleted if deleted.expired}
+    cut_off = [fault for fault in books.faults if fault.kind == "model"]
     for one in books.log.accepted:
         if one.population is Population.HELD and one.session in books.gone:
             yield f"session {one.session} was held, and is gone"
-        if one.session in expired and one.turn not in called:
+        if one.session not in expired or one.turn in called:
+            continue
+        if not any(fault.began <= expired[one.session] and one.at - one.seconds <= fault.ended for fault in cut_off):
             yield f"turn {one.session}.{one.number} was removed before a model was asked"
     lives: dict[str, list[Deleted]] = defaultdict(list)
     for deleted in books.log.deleted:

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import make_url
 
 from inturn import Client
-from tests.acceptance.deployment import KEY_VARIABLE, Deployment
 from ops.chaos.model import Call, ModelServer
 from ops.servers import free_port
+from tests.acceptance.deployment import KEY_VARIABLE, Deployment
 
 KINDS = ("embedded", "postgresql")
 

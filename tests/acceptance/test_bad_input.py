@@ -18,8 +18,8 @@ from sqlalchemy import make_url
 from inturn import Client, SchemaError
 from inturn.cli.exits import Exit
 from inturn.models import migrations
-from tests.acceptance.command import PASSWORD, PATIENCE_SECONDS, Inturn, Up
 from ops.servers import PostgresServer, RedisServer, free_port
+from tests.acceptance.command import PASSWORD, PATIENCE_SECONDS, Inturn, Up
 
 LIMIT = 256 * 1024
 NO_KEY = json.dumps({"keyed": {"type": "openai", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NOBODYS_KEY"}})

@@ -171,6 +171,11 @@ TRUTHS: list[Callable[[Books], Any]] = [
     lambda books: join(books, "prompt 5\n\nprompt 6"),
     lambda books: break_redis(books, "redis_frozen", 1.2),
     expire,
+    both(
+        expire,
+        lambda books: books.calls.pop(),
+        lambda books: setattr(books, "faults", [Fault("network.cut_off", "model", START - 1, START + 1)]),
+    ),
 ]
 
 

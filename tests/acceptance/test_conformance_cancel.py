@@ -8,8 +8,8 @@ import pytest
 
 from inturn import Client, InvalidInputError, Session, Turn, TurnCancelledError, TurnFailedError
 from inturn.models.states import TurnState
-from tests.acceptance.deployment import KEY, MAX_ATTEMPTS, SLOTS, WORKERS, Deployment
 from ops.chaos.model import Call, ModelServer
+from tests.acceptance.deployment import KEY, MAX_ATTEMPTS, SLOTS, WORKERS, Deployment
 from tests.stacks import wait_until
 
 Calls = Callable[[str], list[Call]]

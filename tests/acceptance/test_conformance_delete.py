@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from inturn import Client, SessionNotFoundError, TurnNotFoundError
-from tests.acceptance.deployment import Deployment
 from ops.chaos.model import Call
+from tests.acceptance.deployment import Deployment
 from tests.stacks import wait_until
 
 Calls = Callable[[str], list[Call]]

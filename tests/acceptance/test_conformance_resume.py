@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from inturn import Client, SessionNotFoundError, TurnFailedError
-from tests.acceptance.deployment import KEY, KEY_VARIABLE, Deployment
 from ops.chaos.model import Call, ModelServer
+from tests.acceptance.deployment import KEY, KEY_VARIABLE, Deployment
 
 Calls = Callable[[str], list[Call]]
 

@@ -22,8 +22,8 @@ import pytest
 from inturn import Client
 from inturn.cli.scenes import Figures, check_replies, in_order
 from inturn.cli.stage import CheckFailedError
-from tests.acceptance.deployment import clean_environment
 from ops.chaos.model import ModelServer
+from tests.acceptance.deployment import clean_environment
 
 COMMAND = [sys.executable, "-m", "inturn", "demo"]
 PATIENCE_SECONDS = 240

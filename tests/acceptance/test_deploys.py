@@ -45,13 +45,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path, slow_model: ModelServe
 
 
 def cold(worker: Process) -> None:
-    """What a second Ctrl-C does to `inturn worker`, and what SIGQUIT does."""
-    worker.send_signal(signal.SIGQUIT)
-
-
-def cold_after_warm(worker: Process) -> None:
-    worker.terminate()
-    time.sleep(0.5)
+    """What process managers that know Celery send."""
     worker.send_signal(signal.SIGQUIT)
 
 
@@ -69,7 +63,7 @@ def killed_after_warm(worker: Process) -> None:
     worker.kill()
 
 
-@pytest.mark.parametrize("stop", [cold, cold_after_warm, impatient, killed_after_warm])
+@pytest.mark.parametrize("stop", [cold, impatient, killed_after_warm])
 def test_only_what_the_ledger_shows(fleet: Fleet, slow_model: ModelServer, stop: Callable[[Process], None]):
     (former,) = fleet.workers
     with fleet.client() as client:

@@ -14,8 +14,8 @@ import pytest
 from inturn import Client, Settings
 from inturn.cli import cli
 from inturn.cli.invocation import Invocation
-from tests.acceptance.deployment import clean_environment
 from ops.chaos.model import ModelServer
+from tests.acceptance.deployment import clean_environment
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

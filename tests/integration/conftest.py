@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from tests.integration.stores import Store
 from ops.servers import PostgresServer
+from tests.integration.stores import Store
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_a_dead_owners_leases_are_taken_over_before_they_run_out(store: Store):
     for key, owner in ("a", "dead-1"), ("b", "dead-2"), ("c", WORKER):
         store.send(key)
         store.start(ids[key], owner=owner)
-    ready = store.write(sweeping.rescue_owned, ["dead-1", "dead-2", "unheard-of"], CAPS)
+    ready = store.write(sweeping.rescue_owned, ["dead-1", "dead-2", "unheard-of"], CAPS) or []
     assert [(each.session_id, each.key, each.lane) for each in ready] == [
         (ids["a"], "a", Lane.CHAT),
         (ids["b"], "b", Lane.CHAT),
@@ -72,6 +72,17 @@ def test_a_turn_whose_workers_die_fails_when_its_attempts_are_used_up(
     assert turn.finished_at is not None
     assert store.outcomes(session) == [(1, number, "lost") for number in range(1, deaths + 1)]
     assert store.start(session).number == 2
+
+
+def test_a_retry_of_a_turn_that_killed_workers_kills_no_more_of_them(store: Store):
+    """It begins where that one ended: in a process of its own."""
+    session = store.session()
+    store.send()
+    used_up(store, session)
+    store.send(retry_of=1)
+    assert store.start(session).rescues == store.turn(session, 1).rescues == 1
+    store.send("s", "something else")
+    assert store.turn(session, 3).rescues == 0
 
 
 def used_up(store: Store, session: int) -> None:
@@ -207,13 +218,13 @@ def test_orphans_are_leases_of_which_no_slot_knows(store: Store):
     # Meanwhile the second was settled and claimed again.
     store.change(LEASES, LEASES.c.session_id == newer, token=7)
     asked = {session: token for session, token in tokens.items() if session != held}
-    ready = store.write(sweeping.rescue_orphans, WORKER, asked, CAPS)
+    ready = store.write(sweeping.rescue_orphans, WORKER, asked, CAPS) or []
     assert [each.session_id for each in ready] == [lost]
     assert store.lease(newer).owner == store.lease(held).owner == WORKER
-    assert store.write(sweeping.rescue_orphans, "worker-2", tokens, CAPS) == []
-    assert store.write(sweeping.rescue_orphans, WORKER, {}, CAPS) == []
+    assert store.write(sweeping.rescue_orphans, "worker-2", tokens, CAPS) is None
+    assert store.write(sweeping.rescue_orphans, WORKER, {}, CAPS) is None
     unknown = dict.fromkeys(range(1000, 4000), 1)
-    assert store.write(sweeping.rescue_orphans, WORKER, unknown, CAPS) == [], "as many as a process has slots"
+    assert store.write(sweeping.rescue_orphans, WORKER, unknown, CAPS) is None, "as many as a process has slots"
     assert store.lease(held).owner == WORKER
 
 

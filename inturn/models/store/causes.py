@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from inturn.models.states import Lane, ProcessKind, TurnState
+from inturn.models.states import ProcessKind, TurnState, slots_of
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.situation import Code, Reason, Situation, alive, counted
 
@@ -162,7 +162,7 @@ def worker_command(it: Situation) -> str:
 def slots_busy(it: Situation) -> Reason | None:
     if it.turn is None or not it.workers or any(has_room(it, worker) for worker in it.workers):
         return None
-    slots = sum(slots_of(it, worker) for worker in it.workers)
+    slots = sum(room_in(it, worker) for worker in it.workers)
     return Reason(
         Code.SLOTS_BUSY,
         f"turn {it.named(it.turn['number'])} waits for a free slot: all {slots} that "
@@ -175,14 +175,11 @@ def slots_busy(it: Situation) -> Reason | None:
 
 def has_room(it: Situation, worker: WorkerInfo) -> bool:
     in_all = sum(count for (owner, _), count in it.taken.items() if owner == worker.id)
-    return in_all < worker.concurrency and it.taken.get((worker.id, it.lane), 0) < slots_of(it, worker)
+    return in_all < worker.concurrency and it.taken.get((worker.id, it.lane), 0) < room_in(it, worker)
 
 
-def slots_of(it: Situation, worker: WorkerInfo) -> int:
-    """As workers share their slots out (``workers.shares``): batch leaves some free for chat."""
-    if it.lane is not Lane.BATCH or Lane.CHAT not in worker.lanes.split(","):
-        return worker.concurrency
-    return max(1, min(worker.concurrency - 1, int(worker.concurrency * it.terms.batch_share)))
+def room_in(it: Situation, worker: WorkerInfo) -> int:
+    return slots_of(it.lane, worker.lanes.split(","), worker.concurrency, it.terms.batch_share)
 
 
 def hint_not_sent(it: Situation) -> Reason | None:

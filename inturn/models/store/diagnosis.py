@@ -1,14 +1,13 @@
 """What a session or a turn waits for: its rows, read in one snapshot, for ``causes`` to make a sentence of."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
 from inturn.models.clock import now
-from inturn.models.database import Database, translated
+from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
 from inturn.models.states import FINAL, ProcessKind, SessionState, TurnState
 from inturn.models.store.causes import error_of, explain
@@ -22,7 +21,7 @@ UNSAID = ("options", "labels", "system_turn", "idempotency_key")
 
 def why(database: Database, key: str, terms: Terms) -> Reason:
     """What the session's lowest unfinished turn waits for. Raises: SessionNotFoundError."""
-    with snapshot(database) as db:
+    with database.snapshot() as db:
         session = _row(db, _columns(SESSIONS).where(SESSIONS.c.key == key, SESSIONS.c.state == SessionState.ACTIVE))
         if session is None:
             raise SessionNotFoundError(key)
@@ -36,7 +35,7 @@ def why(database: Database, key: str, terms: Terms) -> Reason:
 
 def why_turn(database: Database, session_id: int, number: int, terms: Terms) -> Reason:
     """What this turn waits for; that of an earlier one, if one is not over. Raises: TurnNotFoundError."""
-    with snapshot(database) as db:
+    with database.snapshot() as db:
         turn = _row(db, _columns(TURNS).where(TURNS.c.session_id == session_id, TURNS.c.number == number))
         session = _row(db, _columns(SESSIONS).where(SESSIONS.c.id == session_id))
         if turn is None or session is None:
@@ -65,18 +64,6 @@ def _is_over(found: Situation, turn: Mapping[str, Any]) -> Reason:
     else:
         told += ", and waits for nothing"
     return Reason(Code.NOTHING_WAITS, told, command, rows={**found.rows(), "asked_turn": turn})
-
-
-@contextmanager
-def snapshot(database: Database) -> Iterator[Connection]:
-    """Several looks that see one moment."""
-    if database.dialect == "sqlite":
-        with database.reading() as db:
-            yield db
-        return
-    level: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-    with translated(database), database.engine.connect() as plain:
-        yield plain.execution_options(**level)
 
 
 def _look(db: Connection, session: Mapping[str, Any], terms: Terms) -> Situation:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, case, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, or_, select, update
 
 from inturn.models.clock import now
 from inturn.models.content import storable
@@ -159,7 +159,7 @@ def _accept(db: Connection, new: _Prompted) -> Sent:
             ready_at=ready_at,
             attempts=0,
             ambiguous=0,
-            rescues=0,
+            rescues=_rescues_of(row.id, new.retry_of),
             retry_of=new.retry_of,
             created_at=now(),
         )
@@ -167,6 +167,14 @@ def _accept(db: Connection, new: _Prompted) -> Sent:
     say(db, row.id, number, PROMPT, Role.USER, joined.prompt)
     lane, hint = _wake(db, row.id, lease, new, ready_at)
     return Sent(row.id, number, lane, hint, interrupted)
+
+
+def _rescues_of(session_id: int, number: int | None) -> ColumnElement[int] | int:
+    """How often workers died over the turn that is retried: what killed them must not begin anew with their neighbours."""
+    if number is None:
+        return 0
+    before = select(TURNS.c.rescues).where(TURNS.c.session_id == session_id, TURNS.c.number == number)
+    return func.coalesce(before.scalar_subquery(), 0)
 
 
 def _locked_lease(db: Connection, session_id: int) -> Row[*tuple[Any, ...]]:

@@ -22,28 +22,31 @@ class Caps:
     rescues: int
 
 
-def rescue_expired(db: Connection, caps: Caps) -> list[Ready]:
-    """Take over a chunk of leases that ran out."""
+def rescue_expired(db: Connection, caps: Caps) -> list[Ready] | None:
+    """Take over a chunk of leases that ran out.
+
+    Returns: the sessions that are ready now; None if there was nothing to take over.
+    """
     return _rescue(db, LEASES.c.expires_at < now(), caps)
 
 
-def rescue_owned(db: Connection, owners: Collection[str], caps: Caps) -> list[Ready]:
+def rescue_owned(db: Connection, owners: Collection[str], caps: Caps) -> list[Ready] | None:
     """Take over a chunk of the leases of processes that are known to be dead."""
     return _rescue(db, LEASES.c.owner.in_(owners), caps)
 
 
-def rescue_orphans(db: Connection, owner: str, tokens: dict[int, int], caps: Caps) -> list[Ready]:
+def rescue_orphans(db: Connection, owner: str, tokens: dict[int, int], caps: Caps) -> list[Ready] | None:
     """Take over leases that this process owns and none of its slots holds (by session and token)."""
     orphaned = tuple_(LEASES.c.session_id, LEASES.c.token).in_(list(tokens.items()))
     return _rescue(db, (LEASES.c.owner == owner) & orphaned, caps)
 
 
-def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Ready]:
+def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Ready] | None:
     """Token + 1, so that the former owner changes nothing any more; its running turn waits again, or fails at the cap."""
     found = select(LEASES.c.session_id).where(LEASES.c.owner.is_not(None), whose).limit(CHUNK)
     sessions = [row.session_id for row in db.execute(found.with_for_update(skip_locked=True))]
     if not sessions:
-        return []
+        return None
     leases = LEASES.c.session_id.in_(sessions)
     db.execute(
         update(LEASES).where(leases).values(owner=null(), expires_at=null(), token=LEASES.c.token + 1, hinted_at=now())

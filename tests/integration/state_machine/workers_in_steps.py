@@ -6,8 +6,7 @@ loop that the slots run in turns only until all of them wait.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +68,9 @@ class House:
     def take_over(self) -> list[int]:
         """A sweep of somebody who cannot have seen a clock jump. Returns the sessions that need a hint."""
         caps = maintenance.caps(self.settings)
-        return [ready.session_id for ready in self.database.transact(lambda db: sweeping.rescue_expired(db, caps))]
+        return [
+            ready.session_id for ready in self.database.transact(lambda db: sweeping.rescue_expired(db, caps)) or ()
+        ]
 
     def look(self) -> Tables:
         return read(self.database)
@@ -153,11 +154,17 @@ class Worker:
         self.turns.cells = self  # type: ignore[assignment]
         self.sweep = Sweep(house.database, settings, self.hints.append, self.queued.__getitem__)
         self.pulse = Pulse(
-            house.database, settings, self.process, lambda: dict(self.turns.held),
-            lambda lost: [self.turns.lose(*each) for each in lost] and None,
-            lambda cancelled: [self.turns.take_back(*each) for each in cancelled] and None,
-        )  # fmt: skip
+            house.database, settings, self.process, lambda: dict(self.turns.held), self._lost, self._cancelled
+        )
         self.beat()
+
+    def _lost(self, leases: Collection[tuple[int, int]]) -> None:
+        for lease in leases:
+            self.turns.lose(*lease)
+
+    def _cancelled(self, places: Collection[tuple[int, int]]) -> None:
+        for place in places:
+            self.turns.take_back(*place)
 
     def _spawn(self, work: Any) -> None:
         self.slots.append(self.house.loop.create_task(work))
