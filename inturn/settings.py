@@ -231,6 +231,11 @@ class Settings(BaseSettings):
         return self.heartbeat_seconds * 3
 
     @property
+    def effective_max_rescues(self) -> int:
+        """How often a turn is taken over before it is tried in a process of its own: an attempt is left for that."""
+        return max(1, min(self.max_rescues, self.max_attempts - 1))
+
+    @property
     def has_embedded_broker(self) -> bool:
         """Whether hints go through the Valkey in the home."""
         return not self.broker_url

@@ -193,7 +193,7 @@ def bar(label: str) -> "Iterator[Progress]":
 def caps(settings: "Settings") -> "Caps":
     from inturn.models.store.sweeping import Caps
 
-    return Caps(settings.max_attempts, settings.max_rescues)
+    return Caps(settings.max_attempts, settings.effective_max_rescues)
 
 
 def refuse_company(database: "Database", settings: "Settings", reason: str) -> None:

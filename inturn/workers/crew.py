@@ -14,7 +14,7 @@ from inturn.models.errors import InturnError
 from inturn.models.states import Lane, ProcessKind, TurnState
 from inturn.models.store import presence, working
 from inturn.models.store.working import Settlement, Started
-from inturn.workers.app import InturnApp, broker_url
+from inturn.workers.app import InturnApp, broker_url, make_app
 from inturn.workers.events import Announcer, Bell
 from inturn.workers.ledger import Ledger
 from inturn.workers.maintenance import LOOK_SECONDS, Pulse, Round, Sweep, describe_process
@@ -51,7 +51,6 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **options)
         app: InturnApp = worker.app
         self.settings = app.settings
-        self.app = app
         self.database = Database(self.settings.effective_database_url)
 
     def start(self, worker: Any) -> None:
@@ -76,7 +75,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
     def _assemble(self) -> None:
         settings = self.settings
         self.announcer = Announcer(broker_url(settings))
-        self.hints = Hints(self.app)
+        self.hints = Hints(make_app(settings, producer=True))
         self.broker = connect(broker_url(settings))
         self.ledger = Ledger(
             self.database.dedicated(working.ENGINES[self.database.dialect].SESSION_SETTINGS),

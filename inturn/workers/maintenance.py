@@ -51,7 +51,7 @@ def describe_process(kind: ProcessKind, lanes: Iterable[str], concurrency: int) 
 
 
 def caps(settings: Settings) -> Caps:
-    return Caps(settings.max_attempts, settings.max_rescues)
+    return Caps(settings.max_attempts, settings.effective_max_rescues)
 
 
 class Round(threading.Thread):

@@ -105,7 +105,7 @@ class Turns:
         reached("start.after_commit")
         prompt = Prompt(started.model, started.messages, started.options, idempotency_key(started))
         # Workers died over it as often as is allowed: if its reply was the reason, the next to go is a cell.
-        asked = self.cells if started.rescues >= self.settings.max_rescues else self.providers
+        asked = self.cells if started.rescues >= self.settings.effective_max_rescues else self.providers
         call = Call(started, asyncio.get_running_loop().create_task(asked.reply(started.model, prompt)))
         self.calls[started.session_id] = call
         try:
@@ -124,7 +124,7 @@ class Turns:
             call.task.cancel()
             # The slot itself is being stopped. Its turn goes back at once, and nobody is left to wait for the answer.
             self._let_go(started)
-            self.ledger.submit(ended(started, TurnState.QUEUED, AttemptOutcome.AMBIGUOUS), None)
+            self.ledger.submit(ended(started, TurnState.QUEUED, AttemptOutcome.LOST), None)
             raise
         finally:
             if self.calls.get(started.session_id) is call:

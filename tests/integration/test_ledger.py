@@ -11,7 +11,7 @@ from inturn.models.store.working import Settlement, Started
 from inturn.workers.ledger import Answer, Ledger
 from tests.integration.stores import WORKER, Store, settlement
 
-CHECK = """
+TRIGGER = """
 CREATE FUNCTION pick() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN IF NEW.content LIKE 'poison%' THEN RAISE EXCEPTION 'not this one' {}; END IF; RETURN NEW; END $$;
 CREATE TRIGGER picky BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION pick()
@@ -23,21 +23,12 @@ PICKY = {
     ],
     "postgresql": [
         "ALTER TABLE messages ADD CONSTRAINT picky CHECK (content NOT LIKE 'poison%')",
-        CHECK.format("USING ERRCODE = 'data_exception'"),
-        CHECK.format(""),  # "raise_exception", as triggers do that think of no code
-        CHECK.format("USING ERRCODE = 'program_limit_exceeded'"),
+        TRIGGER.format("USING ERRCODE = 'data_exception'"),
+        TRIGGER.format(""),  # "raise_exception", as triggers do that think of no code
+        TRIGGER.format("USING ERRCODE = 'program_limit_exceeded'"),
     ],
 }
 """Ways in which a database refuses a reply."""
-
-
-@pytest.fixture(params=range(4))
-def picky(request: pytest.FixtureRequest, store: Store) -> Store:
-    ways = PICKY[store.database.dialect]
-    if request.param >= len(ways):
-        pytest.skip("it has no such way")
-    store.write(lambda db: db.execute(text(ways[request.param])))
-    return store
 
 
 def settle_together(store: Store, settlements: list[Settlement]) -> list[Answer]:
@@ -62,23 +53,27 @@ def start_some(store: Store, *keys: str) -> dict[str, Started]:
     return {key: store.start(session) for key, session in sessions.items()}
 
 
-def test_a_reply_that_the_database_refuses_fails_alone(picky: Store, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize(
+    ("migrated_url", "way"), [(name, way) for name, ways in PICKY.items() for way in ways], indirect=["migrated_url"]
+)
+def test_a_reply_that_the_database_refuses_fails_alone(store: Store, way: str, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING)
-    started = start_some(picky, *"abcde")
+    store.write(lambda db: db.execute(text(way)))
+    started = start_some(store, *"abcde")
     secret = "poison, and what was said"
     settlements = [settlement(each, reply=secret if key == "c" else f"reply to {key}") for key, each in started.items()]
-    answers = settle_together(picky, settlements)
+    answers = settle_together(store, settlements)
     assert all(answer.kept for answer in answers)
     poisoned = started.pop("c").session_id
     for key, each in started.items():
-        assert picky.turn(each.session_id).state is TurnState.COMPLETED
-        assert picky.history(each.session_id)[-1] == (1, "assistant", f"reply to {key}")
-    turn = picky.turn(poisoned)
+        assert store.turn(each.session_id).state is TurnState.COMPLETED
+        assert store.history(each.session_id)[-1] == (1, "assistant", f"reply to {key}")
+    turn = store.turn(poisoned)
     assert (turn.state, turn.error_type, turn.error_retryable) == (TurnState.FAILED, "unstorable", False)
     assert turn.error_type in POISONED
     assert turn.error_message == "the database refuses the reply's text"
-    assert picky.outcomes(poisoned) == [(1, 1, AttemptOutcome.PERMANENT)]
-    assert picky.lease(poisoned).owner is None
+    assert store.outcomes(poisoned) == [(1, 1, AttemptOutcome.PERMANENT)]
+    assert store.lease(poisoned).owner is None
     assert "action=ledger_split" in caplog.text
     assert "what was said" not in caplog.text
 

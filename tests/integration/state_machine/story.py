@@ -44,8 +44,8 @@ class Act:
     how: st.SearchStrategy[dict[str, Any]]
     is_possible: Callable[[Any], Any]
 
-    def __repr__(self) -> str:
-        return self.do.__name__
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text(self.do.__name__)
 
 
 ACTS: list[Act] = []

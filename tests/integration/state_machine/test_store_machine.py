@@ -78,6 +78,14 @@ def dropped(index: str) -> Break:
     return drop
 
 
+def every(*breaks: Break) -> Break:
+    def patch(patches: pytest.MonkeyPatch, house: House) -> None:
+        for each in breaks:
+            each(patches, house)
+
+    return patch
+
+
 def forgetful(module: ModuleType, name: str, instead: Callable[..., Any]) -> Break:
     return lambda patches, _: patches.setattr(module, name, instead)
 
@@ -93,7 +101,10 @@ ON_SQLITE: dict[str, tuple[Break, str]] = {
     "attempts are not counted before the call": (without(sqlite, "START", "attempts = attempts + 1,"), "X"),
     "no index of running turns": (dropped("uq_turns_running"), "X"),
     "a cancel that wakes nobody": (forgetful(sending, "make_ready", lambda *_: False), "X"),
-    "halted sessions go on": (without(sqlite, "LANED", "halted_by IS NULL AND"), "X"),
+    "halted sessions go on": (
+        every(without(sqlite, "NAMED", "halted_by IS NULL AND"), without(sqlite, "LANED", "halted_by IS NULL AND")),
+        "X",
+    ),
     "rescues that leave the turn as it is": (forgetful(sweeping, "_requeue", lambda *_: None), "X"),
 }
 

@@ -98,7 +98,8 @@ class Users(Story):
         else:
             assert (got.session_id, got.number) == (it.id, it.session.next_turn)
             self.check_overtaken(it, got, when_busy)
-            assert got.hint or later or it.lease.owner is not None or it.lease.ready_at is not None, "nobody is told"
+            waits = it.is_halted or it.lease.owner is not None or it.lease.ready_at is not None
+            assert got.hint or later or waits, "nobody is told"
         self.nothing_changed(but=[it.id] if it and isinstance(got, Sent) else [])
 
     def check_overtaken(self, before: Conversation, sent: Sent, when_busy: WhenBusy) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import delete
 
 from inturn.models.database import Database
 from inturn.models.states import Lane, ProcessKind, TurnState
-from inturn.models.store import sweeping, working
+from inturn.models.store import retention, sweeping, working
 from inturn.models.store.presence import Process
 from inturn.models.store.waking import Ready
 from inturn.models.store.working import Claim, Settlement, Started
@@ -51,6 +51,7 @@ class House:
         self.loop = asyncio.new_event_loop()
         patches.setattr(maintenance, "time", self.clock)
         patches.setattr(maintenance, "is_dead", self.crashed.__contains__)
+        patches.setattr(retention, "TURNS_A_TRANSACTION", 2)
         patches.setattr(turns, "time", self.clock)
         patches.setattr(
             turns, "random", SimpleNamespace(random=lambda: 0.5, uniform=lambda low, high: (low + high) / 2)
