@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from sqlalchemy import URL, Engine, NullPool, create_engine, delete, event, inspect, text
-from sqlalchemy.exc import DatabaseError
 
 from inturn.models import migrations
 from inturn.models.database import Database, begin_sqlite, translated
@@ -217,8 +216,8 @@ def _checked_version(backup: Database, path: Path) -> str:
             said = db.execute(text("PRAGMA quick_check(1)")).scalar()
             is_ours = said == "ok" and all(map(inspect(db).has_table, ("alembic_version", SESSIONS.name)))
         version = migrations.current(backup) if is_ours else None
-    except DatabaseError as error:
-        said, version = str(error.orig), None
+    except StorageError as error:
+        said, version = str(getattr(error.__cause__, "orig", error)), None
     if said != "ok":
         raise InvalidInputError(f"{path} is damaged ({said}): use another backup")
     if version is None:

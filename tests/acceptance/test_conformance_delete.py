@@ -13,7 +13,7 @@ from tests.stacks import wait_until
 Calls = Callable[[str], list[Call]]
 
 SHORT = timedelta(milliseconds=1)
-SLOW = '!{"latency": 0.7}'
+SLOW = '!{"latency": 3}'
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 

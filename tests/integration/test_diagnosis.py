@@ -359,6 +359,8 @@ def costs(store: Store) -> Iterator[list[tuple[int, str]]]:
         cursor.connection.set_progress_handler(step, 1)
 
     def explain(_db: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SET"):
+            return
         cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
         seen.append((touched(cursor.fetchone()[0][0]["Plan"]), statement))
 

@@ -22,6 +22,7 @@ FAILURES = {
     "permanent": ProviderError("permanent", "invalid_request", "what", status_code=400),
     "too large": ProviderError("permanent", "reply_too_large", "too much"),
 }
+ANSWERS = st.sampled_from(["reply"] * 4 + ["NUL", *FAILURES, "too large"])
 
 
 class Crew(Story):
@@ -93,7 +94,7 @@ class Crew(Story):
         """Sessions that a claim takes and lets go: their waiting turn was cancelled."""
         return [it.id for it in self.seen.conversations.values() if it.lease.owner is None and it.lowest() is None]
 
-    @act(16, when=lambda self: self.calls(), pick=PICKS, how=st.sampled_from(["reply"] * 6 + ["NUL", *FAILURES]))
+    @act(16, when=lambda self: self.calls(), pick=PICKS, how=ANSWERS)
     def a_model_answers(self, pick: int, how: str) -> None:
         worker, call = chosen(self.calls(), pick)
         started = call.started

@@ -33,40 +33,52 @@ class StoreMachine(Users, Crew):
         self.house.clock.jump(seconds)
 
     @act(
-        12,
-        when=lambda self: self.house.database.dialect == "postgresql",
-        first=st.integers(0, 6),
-        second=st.integers(0, 6),
+        15,
+        when=lambda self: self.house.database.dialect == "postgresql" and self.visitors(),
+        one=PICKS,
+        other=st.integers(0, 8),
+        order=st.sampled_from(["before", "before", "behind", "without"]),
         key=KEYS,
         pick=PICKS,
         lane=LANES,
         busy=WHEN_BUSY,
     )
-    def two_meet(self, first: int, second: int, key: str, pick: int, lane: Lane, busy: WhenBusy) -> None:
-        """The second runs into the locks of the first, which has done everything but commit."""
-        verbs = self.meeting(key, pick, lane, busy)
-        ahead, behind = chosen(verbs, first), chosen(verbs, second)
-        if ahead[0] != behind[0] or ahead[0] == "enqueue":
-            note(f"{ahead[0]} meets {behind[0]}")
-            for told in meet(self.house, ahead[1], behind[1]):
-                told()
+    def two_meet(self, one: int, other: int, order: str, key: str, pick: int, lane: Lane, busy: WhenBusy) -> None:
+        """One runs into the locks of the other, which has done everything but commit: mostly about a session that a ledger
+        is about to settle.
+        """
+        worker = chosen(self.visitors(), one)
+        settled = [it for it in worker.ledger.settling() if it in self.seen.conversations]
+        key = self.seen.conversations[chosen(settled, pick)].session.key if settled else key
+        ledger, verbs = (
+            (f"ledger of {worker.name}", self.committing(worker)),
+            self.meeting(worker, key, pick, lane, busy),
+        )
+        ahead, behind = chosen(verbs, other), chosen(verbs, one) if order == "without" else ledger
+        if order == "behind":
+            ahead, behind = behind, ahead
+        note(f"{ahead[0]} meets {behind[0]}")
+        for told in meet(self.house, ahead[1], behind[1]):
+            told()
 
-    def meeting(self, key: str, pick: int, lane: Lane, busy: WhenBusy) -> list[tuple[str, Verb]]:
+    def meeting(self, but: Worker, key: str, pick: int, lane: Lane, busy: WhenBusy) -> list[tuple[str, Verb]]:
         """What can be done by several at once, with its name."""
-        verbs: list[tuple[str, Verb]] = [
+        verbs = [
             (when, self.sending(key, f"prompt {next(self.prompts)}", lane=lane, when_busy=when))
             for when in ("enqueue", busy)
         ]
-        if places := self.turn_places():
-            verbs += [
-                ("cancel", self.cancelling(*chosen(places, pick))),
-                ("cancel the last", self.cancelling(*places[-1])),
-            ]
-        for worker in self.visitors():
-            verbs.append((f"ledger of {worker.name}", self.committing(worker)))
+        it = self.active(key)
+        if it is not None and it.turns:
+            verbs.append(("cancel", self.cancelling(it.id, chosen(list(it.turns), pick))))
+            verbs.append(("cancel the last", self.cancelling(it.id, max(it.turns))))
+        verbs += [(f"ledger of {each.name}", self.committing(each)) for each in self.visitors() if each is not but]
         for worker in self.workers[:1]:
             verbs += [("sweep", self.sweeping(worker)), ("heartbeat", self.beating(worker))]
-        return [*verbs, ("delete", self.removing(key))]
+        return [*verbs, ("rescue", self.rescuing), ("delete", self.removing(key))]
+
+    def rescuing(self) -> Callable[[], None]:
+        self.house.take_over()
+        return lambda: None
 
     def committing(self, worker: Worker) -> Verb:
         return lambda: worker.transact(worker.ledger.take(9))

@@ -105,6 +105,10 @@ class SteppedLedger(Ledger):
     def has_visits(self) -> bool:
         return bool(self._waiting)
 
+    def settling(self) -> list[int]:
+        """The sessions that it is asked to settle."""
+        return [visit.settlement.session_id for visit in self._waiting if visit.settlement is not None]
+
     def take(self, most: int) -> list[Visit]:
         """Who goes into the next transaction."""
         alone = self._waiting[0].tried
