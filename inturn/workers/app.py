@@ -79,6 +79,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A Redis that is out of memory refuses what a worker writes there: it is waited for like one that is away.
+        "broker_channel_error_retry": True,
         "beat_enable_remote_control": True,
         "beat_scheduler": "inturn.workers.beat:Timetable",
         "beat_schedule": {

@@ -8,7 +8,7 @@ from inturn.models.states import ProcessKind
 from inturn.models.store import presence
 from inturn.workers.app import broker_url, make_app
 from inturn.workers.maintenance import Round, Sweep, describe_process
-from inturn.workers.queues import Hints, connect, queued
+from inturn.workers.queues import SWEEPER_SECONDS, Hints, connect, queued
 
 
 class Timetable(Scheduler):  # type: ignore[misc]
@@ -24,7 +24,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
         self.database = Database(settings.effective_database_url)
         migrations.prepare(self.database)
         self.process = describe_process(ProcessKind.BEAT, [], 0)
-        hints, self._broker = Hints(make_app(settings, producer=True)), connect(broker_url(settings))
+        hints, self._broker = Hints(make_app(settings, producer=True), SWEEPER_SECONDS), connect(broker_url(settings))
         sweep = Sweep(
             self.database,
             settings,

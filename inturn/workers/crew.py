@@ -21,7 +21,7 @@ from inturn.workers.maintenance import LOOK_SECONDS, Pulse, Round, Sweep, descri
 from inturn.workers.pool import TaskPool
 from inturn.workers.provider import Providers
 from inturn.workers.providers import BUILDERS
-from inturn.workers.queues import CANCELS, Hints, connect, queued
+from inturn.workers.queues import CANCELS, SWEEPER_SECONDS, Hints, connect, queued
 from inturn.workers.shares import shares
 from inturn.workers.turns import Turns
 
@@ -75,7 +75,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
     def _assemble(self) -> None:
         settings = self.settings
         self.announcer = Announcer(broker_url(settings))
-        self.hints = Hints(make_app(settings, producer=True))
+        self.hints = Hints(make_app(settings, producer=True), SWEEPER_SECONDS)
         self.broker = connect(broker_url(settings))
         self.ledger = Ledger(
             self.database.dedicated(working.ENGINES[self.database.dialect].SESSION_SETTINGS),

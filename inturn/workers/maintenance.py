@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 FORGET_SECONDS = 3600.0
 HINTS_A_SWEEP = 500
 DAY_SECONDS = 86400.0
+AGAIN_SECONDS = 1.0
+"""After the database was away: what went wrong meanwhile is repaired as soon as it is back."""
 LOOK_SECONDS = 1.0
 """Between two looks for turns that have become due."""
 """All workers know when a turn is due: the first of them tells its lane, and the others find that done."""
@@ -76,13 +78,15 @@ class Round(threading.Thread):
 
     def run(self) -> None:
         while not self._over:
+            pause = self._seconds()
             try:
                 self._do()
             except StorageError as error:
                 logger.warning("action=%s_failed reason=%s", self._task, error)
+                pause = min(pause, AGAIN_SECONDS)
             except Exception:
                 logger.exception("action=%s_failed", self._task)
-            self._woken.wait(self._seconds())
+            self._woken.wait(pause)
             self._woken.clear()  # after the wait: who ends this round sets ``_over`` first, and that is looked at next
 
 

@@ -36,6 +36,8 @@ BROKER_TIMEOUT_SECONDS = 1.0
 """The longest that a producer waits for Redis, to connect and to be answered."""
 BREAKER_SECONDS = 30.0
 """How long nothing is published after Redis kept a producer waiting."""
+SWEEPER_SECONDS = 2.0
+"""The same for who sweeps: others rely on it, and nobody waits for its threads."""
 REFUSED_SECONDS = 1.0
 """How long nothing is published after Redis refused at once, as one that is being restarted does."""
 
@@ -63,8 +65,8 @@ class Hints:
     30 s takes 1.5 s, and the others no longer than the database does.
     """
 
-    def __init__(self, app: Celery) -> None:
-        self.app = app
+    def __init__(self, app: Celery, breaker_seconds: float = BREAKER_SECONDS) -> None:
+        self.app, self._breaker_seconds = app, breaker_seconds
         self.failed = 0
         # An embedded broker that nobody has started yet is no trouble: whoever waits for a reply starts it.
         self._level = logging.DEBUG if app.settings.has_embedded_broker else logging.WARNING
@@ -82,7 +84,7 @@ class Hints:
             self.failed += 1
             now = time.monotonic()
             self._closed_until = now + (
-                BREAKER_SECONDS if now - began > BROKER_TIMEOUT_SECONDS / 2 else REFUSED_SECONDS
+                self._breaker_seconds if now - began > BROKER_TIMEOUT_SECONDS / 2 else REFUSED_SECONDS
             )
             missed = "action=hint_failed session=%s reason=%r: workers will find it by themselves"
             logger.log(self._level, missed, key, str(error))

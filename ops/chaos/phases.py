@@ -50,10 +50,11 @@ def recoveries(books: Entries, kind: str) -> Iterator[float]:
     A ``kill`` keeps those sessions waiting whose call the worker was in, and which it was made again for: they count
     from the moment in which the model server saw the caller go. Other faults keep the plain sessions waiting that are
     ready when the fault is over: a prompt of theirs was accepted before and is called for the first time after, and no
-    call of theirs is under way. They count from the end of the fault.
+    call of theirs is under way. They count from the end of the fault. Faults that met nobody at work, as another one was
+    not over, do not count.
     """
     for fault in books.faults:
-        if fault.kind == kind:
+        if fault.kind == kind and fault.detail.get("after_recovery", True):
             yield from after_kill(books, fault) if kind == "kill" else after_return(books, fault.ended)
 
 
@@ -62,9 +63,15 @@ def after_kill(books: Entries, fault: Fault) -> Iterator[float]:
     for (session, _), calls in books.calls_of().items():
         if session in struck:
             for broken, again in pairwise(calls):
-                gone = broken.end if broken.end and broken.outcome != "200" else fault.began
-                if broken.start <= fault.ended and fault.began <= gone <= fault.ended + NOTICE_SECONDS:
-                    yield max(0.0, again.start - gone)
+                # A reply that was sent a moment before the kill may have met nobody who could store it.
+                gone = max(broken.end or fault.began, fault.began)
+                was_under_way = broken.end is None or broken.end >= fault.began - NOTICE_SECONDS
+                if (
+                    was_under_way
+                    and broken.start <= fault.ended
+                    and gone <= min(again.start, fault.ended + NOTICE_SECONDS)
+                ):
+                    yield again.start - gone
 
 
 def after_return(books: Entries, moment: float) -> Iterator[float]:

@@ -37,9 +37,10 @@ def overlapping(books: Entries) -> Iterator[str]:
     allowed = sum(fault.may_overlap for fault in books.faults)
     for session, calls in books.calls_by_session().items():
         found = overlaps(calls)
-        if len(found) > allowed:
+        outlived = {former.number for former, _ in found}
+        if len(outlived) > allowed:
             former, call = found[-1]
-            yield f"session {session}: call {call.number} began before {former.number} was over ({len(found)} such)"
+            yield f"session {session}: call {call.number} began before {former.number} was over ({len(outlived)} such)"
 
 
 def overlaps(calls: list[Call]) -> list[tuple[Call, Call]]:

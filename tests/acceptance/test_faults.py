@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from inturn import Session
+from inturn.workers.embedded import broker_url
 from ops.chaos.books import Books
+from ops.chaos.faults import redis as redis_faults
 from ops.chaos.figures import figures, spread
 from ops.chaos.fleet import EmbeddedBroker, Fleet
 from ops.chaos.model import ModelServer
@@ -221,6 +223,22 @@ def test_sending_with_redis_frozen_and_down(fleet: Fleet, slow_model: ModelServe
     assert down[0] < max(healthy) + DOWN_SECONDS
     states = {(row.state, row.attempts) for row in fleet.query("SELECT state, attempts FROM turns")}
     assert states == {("completed", 1)}
+
+
+def test_a_redis_that_is_out_of_memory_ends_no_worker(fleet: Fleet, slow_model: ModelServer, say: Say):
+    """It refuses what a worker writes when it takes a hint. That is waited for, and forgotten."""
+    with fleet.client() as client:
+        sessions = [client.create_session(f"session-{number}") for number in range(20)]
+        with redis_faults.full(fleet.settings.broker_url or broker_url(fleet.home), random.Random(SEED)):
+            for number in range(4):
+                times_of_sending(sessions, f"{number}")
+                time.sleep(0.5)
+        back = time.monotonic()
+        fleet.await_drained(DRAIN_SECONDS)
+    say(answered_after_s=round(time.monotonic() - back, 1))
+    assert fleet.crashes == []
+    assert all(worker.poll() is None for worker in fleet.workers)
+    assert fleet.query("SELECT 1 FROM turns WHERE state <> 'completed' OR attempts <> 1") == []
 
 
 @pytest.fixture

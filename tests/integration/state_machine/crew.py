@@ -110,7 +110,7 @@ class Crew(Story):
             call.answer.set_result(Reply(reply, 1, 1))
         worker.go_on()
 
-    @act(2, when=lambda self: any(worker.slots for worker in self.workers), pick=PICKS, slot=PICKS)
+    @act(4, when=lambda self: any(worker.slots for worker in self.workers), pick=PICKS, slot=PICKS)
     def a_slot_is_stopped(self, pick: int, slot: int) -> None:
         """Celery revokes the task, or the worker has no time left to wait for its reply."""
         worker = chosen([worker for worker in self.workers if worker.slots], pick)

@@ -57,13 +57,15 @@ class StoreMachine(Users, Crew):
         ahead, behind = chosen(verbs, other), chosen(verbs, one) if order == "without" else ledger
         if order == "behind":
             ahead, behind = behind, ahead
+        if ahead is behind:
+            return  # nobody meets himself
         note(f"{ahead[0]} meets {behind[0]}")
         for told in meet(self.house, ahead[1], behind[1]):
             told()
 
     def meeting(self, but: Worker, key: str, pick: int, lane: Lane, busy: WhenBusy) -> list[tuple[str, Verb]]:
         """What can be done by several at once, with its name."""
-        verbs = [
+        verbs: list[tuple[str, Verb]] = [
             (when, self.sending(key, f"prompt {next(self.prompts)}", lane=lane, when_busy=when))
             for when in ("enqueue", busy)
         ]

@@ -1,7 +1,7 @@
 """What the rules have in common: the state of the story, what must hold after every step, and how the next one is chosen."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -76,13 +76,19 @@ def chosen(things: Sequence[T], pick: int) -> T:
 class Story(RuleBasedStateMachine):
     house: ClassVar[House]
     """Given by the test."""
+    narrowed: ClassVar[frozenset[str]] = frozenset()
+    """The only acts that are played; empty: all."""
 
-    @initialize(context=st.sampled_from([None, 1]), halts=st.sampled_from([True, True, False]))
-    def begin(self, context: int | None, halts: bool) -> None:
-        house = self.house
+    @initialize(
+        context=st.sampled_from([None, 1]),
+        halts=st.sampled_from([True, True, False]),
+        caps=st.sampled_from([Caps(2, 2, 1), Caps(3, 1, 1), Caps(3, 2, 2)]),
+    )
+    def begin(self, context: int | None, halts: bool, caps: Caps) -> None:
+        house, self.caps = self.house, caps
         house.clear()
-        settings = house.settings
-        self.caps = Caps(settings.max_attempts, settings.max_ambiguous_attempts, settings.max_rescues)
+        changes = zip(("max_attempts", "max_ambiguous_attempts", "max_rescues"), astuple(caps), strict=True)
+        house.settings = house.settings.model_copy(update=dict(changes))
         self.told = house.told
         self.names, self.prompts = count(1), count(1)
         self.workers: list[Worker] = []
@@ -137,9 +143,12 @@ class Story(RuleBasedStateMachine):
         changed = [it for it in before.keys() | now.keys() if it not in but and before.get(it) != now.get(it)]
         assert not changed, f"sessions {changed} were changed from {before} to {now}"
 
+    def acts(self) -> list[Act]:
+        return [act for act in by_weight() if not self.narrowed or act.do.__name__ in self.narrowed]
+
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
-        possible = [each for act in by_weight() if act.is_possible(self) for each in [act] * act.weight]
+        possible = [each for act in self.acts() if act.is_possible(self) for each in [act] * act.weight]
         chosen = data.draw(st.sampled_from(possible), label="act")
         how = data.draw(chosen.how, label="how")
         chosen.do(self, **how)

@@ -209,7 +209,10 @@ class Worker:
         started = next(call.started for call in self.turns.calls.values() if call.task is mine)
         self.house.told.calls[started.session_id, started.number] += 1
         call = Call(
-            started, prompt, self.house.loop.create_future(), started.rescues >= self.house.settings.max_rescues
+            started,
+            prompt,
+            self.house.loop.create_future(),
+            started.rescues >= self.house.settings.effective_max_rescues,
         )
         self.calls.append(call)
         return await call.answer
@@ -234,6 +237,11 @@ class Worker:
             return done
 
         return deliver
+
+    def commit_all(self) -> None:
+        """Until no slot has anything to store."""
+        while self.ledger.has_visits:
+            self.transact(self.ledger.take(9))()
 
     def beat(self) -> None:
         """A heartbeat, and a look at what users want back."""
