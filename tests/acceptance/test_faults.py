@@ -7,6 +7,7 @@ import json
 import os
 import random
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -229,10 +230,14 @@ def test_a_redis_that_is_out_of_memory_ends_no_worker(fleet: Fleet, slow_model: 
     """It refuses what a worker writes when it takes a hint. That is waited for, and forgotten."""
     with fleet.client() as client:
         sessions = [client.create_session(f"session-{number}") for number in range(20)]
+        for worker in fleet.workers:
+            worker.send_signal(signal.SIGSTOP)
+        times_of_sending(sessions, "hinted before")
         with redis_faults.full(fleet.settings.broker_url or broker_url(fleet.home), random.Random(SEED)):
-            for number in range(4):
-                times_of_sending(sessions, f"{number}")
-                time.sleep(0.5)
+            for worker in fleet.workers:
+                worker.send_signal(signal.SIGCONT)
+            time.sleep(1)
+            times_of_sending(sessions, "not hinted")
         back = time.monotonic()
         fleet.await_drained(DRAIN_SECONDS)
     say(answered_after_s=round(time.monotonic() - back, 1))
