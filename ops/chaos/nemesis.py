@@ -13,6 +13,10 @@ from typing import Any
 
 PAUSE_SECONDS = (0.3, 3.0)
 """Between two faults."""
+MEASURED = {"kill", "redis_wiped", "redis_restarted", "postgresql_restarted"}
+"""Kinds after which it matters how soon work goes on."""
+ALONE_SECONDS = 5.0
+"""How long every other one of those is followed by nothing, so that this is seen."""
 IMPATIENCE = 0.3
 """How often the next fault does not wait until everybody is at work again."""
 
@@ -34,7 +38,7 @@ class Fault:
         began, ended: Unix time in seconds. Undoing it is over at ``ended``: who was killed has a successor, say.
         detail: such as ``sessions``, the surrogate IDs that a killed worker held; ``drains``, how many seconds each
             worker of a rolling restart took to leave; ``outlasts_lease``; ``after_recovery``, whether everybody was at
-            work again when it began.
+            work again when it began; ``left_alone``, whether nothing else happened for a while afterwards.
     """
 
     name: str
@@ -113,6 +117,9 @@ class Nemesis:
             time.sleep(self._dice.uniform(*self._pause))
             if self._attacks and goes_on() and (fault := self._deal(self._draw())):
                 fault.detail["after_recovery"] = waits
+                fault.detail["left_alone"] = fault.kind in MEASURED and self._dice.random() < 0.5
+                if fault.detail["left_alone"]:
+                    time.sleep(ALONE_SECONDS)
                 yield fault
 
     def _draw(self) -> Attack:

@@ -50,11 +50,12 @@ def recoveries(books: Entries, kind: str) -> Iterator[float]:
     A ``kill`` keeps those sessions waiting whose call the worker was in, and which it was made again for: they count
     from the moment in which the model server saw the caller go. Other faults keep the plain sessions waiting that are
     ready when the fault is over: a prompt of theirs was accepted before and is called for the first time after, and no
-    call of theirs is under way. They count from the end of the fault. Faults that met nobody at work, as another one was
-    not over, do not count.
+    call of theirs is under way. They count from the end of the fault. Faults do not count that met nobody at work, as
+    another one was not over, or that the next one followed at once.
     """
     for fault in books.faults:
-        if fault.kind == kind and fault.detail.get("after_recovery", True):
+        by_itself = fault.detail.get("after_recovery", True) and fault.detail.get("left_alone", True)
+        if fault.kind == kind and by_itself:
             yield from after_kill(books, fault) if kind == "kill" else after_return(books, fault.ended)
 
 
