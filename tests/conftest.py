@@ -5,6 +5,7 @@ What a machine does not give is skipped at home, with the reason, and fails in C
 """
 
 import os
+import secrets
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -17,6 +18,17 @@ from ops.servers import PostgresServer, RedisServer
 
 # A shell that starts the tests in the background makes them ignore SIGINT, and with them every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the state machine a seed that is known: ``--hypothesis-seed`` replays it."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(secrets.randbelow(10**6))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"hypothesis seed: {config.option.hypothesis_seed}"
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,7 @@ class Turns:
             call.task.cancel()
             # The slot itself is being stopped. Its turn goes back at once, and nobody is left to wait for the answer.
             self._let_go(started)
-            self.ledger.submit(ended(started, TurnState.QUEUED, AttemptOutcome.LOST), None)
+            self.ledger.submit(stopped(started, self.settings.max_attempts), None)
             raise
         finally:
             if self.calls.get(started.session_id) is call:
@@ -215,6 +215,18 @@ def ended(
         state,
         outcome,
         delay_seconds=delay_seconds,
+    )
+
+
+def stopped(started: Started, max_attempts: int) -> Settlement:
+    """What becomes of a turn whose worker is stopped in the middle of its call: it waits again, if it may be called again."""
+    if started.attempts < max_attempts:
+        return ended(started, TurnState.QUEUED, AttemptOutcome.LOST)
+    return replace(
+        ended(started, TurnState.FAILED, AttemptOutcome.LOST),
+        error_type="stopped",
+        error_message=f"its worker was stopped during the last of {max_attempts} attempts",
+        retryable=True,
     )
 
 

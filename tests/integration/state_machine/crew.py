@@ -76,8 +76,8 @@ class Crew(Story):
         kept = {each.session_id for each in done.kept}
         for started in done.started:
             it, was = now[started.session_id], before[started.session_id]
-            assert not was.is_halted
-            assert started.lane not in self.seen.paused
+            assert not was.is_halted, f"{started} was claimed while its session was halted"
+            assert started.lane not in self.seen.paused, f"{started} was claimed in a paused lane"
             assert was.lease.owner is None or started.session_id in kept
             assert it.is_active
             first = next(turn for turn in was.turns.values() if it.turns[turn.number].state not in FINAL)

@@ -99,12 +99,14 @@ RELEASE_LOOKS = (
 
 OVERWRITTEN = "under the lease|was thrown away|in the order|duplicate key|final|owned by None, and its running turns"
 
-A_TURN = frozenset({"send", "a_hint_arrives", "the_ledger_commits", "a_model_answers"})
+A_TURN = frozenset(
+    {"send", "a_hint_arrives", "the_ledger_commits", "a_model_answers", "time_passes", "a_worker_starts"}
+)
 NARROWED = {
-    "no fence": A_TURN | {"workers_stand_still", "a_worker_starts"},
+    "no fence": A_TURN | {"workers_stand_still"},
+    "halted sessions go on": A_TURN,
     "no index of running turns": A_TURN | {"somebody_meddles"},
-    "halted sessions go on": A_TURN | {"a_worker_sweeps"},
-    "no new look after waiting for a send": A_TURN | {"two_meet"},
+    "no new look after waiting for a send": A_TURN - {"time_passes", "a_worker_starts"} | {"two_meet"},
 }
 """The acts that it takes to show it, so that this does not take long; where there is nothing, all of them."""
 
@@ -128,7 +130,7 @@ ON_SQLITE: dict[str, tuple[Break, str]] = {
     ),
     "halted sessions go on": (
         every(without(sqlite, "NAMED", "halted_by IS NULL AND"), without(sqlite, "LANED", "halted_by IS NULL AND")),
-        "it is halted by turn",
+        "halted",
     ),
     "rescues that leave the turn as it is": (
         forgetful(sweeping, "_requeue", lambda *_: None),
