@@ -11,7 +11,7 @@ from ops.chaos.misdeeds import told
 from ops.chaos.nemesis import Fault
 from ops.chaos.phases import BACK, DOWN, FROZEN, culprit, healthy_sends, recoveries, sends_within
 from ops.chaos.promises import Log
-from ops.chaos.spending import overlaps, wasted_replies
+from ops.chaos.spending import excusing, overlaps, wasted_replies
 
 
 def figures(books: Books, faults: Sequence[Fault], log: Log) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def extra_calls(books: Entries) -> dict[str, int]:
 
 def overlapping_calls(books: Entries) -> dict[str, int]:
     """Calls that began while another one of the session was under way, by the kind of fault that excuses them."""
-    silencing = [fault for fault in books.faults if fault.may_overlap]
+    excuses = excusing(books)
     found: Counter[str] = Counter()
     for calls in books.calls_by_session().values():
-        found.update(culprit(books, former, call, silencing) for former, call in overlaps(calls))
+        found.update(culprit(books, former, call, excuses) for former, call in overlaps(calls))
     return dict(found)
 
 

@@ -10,9 +10,12 @@ from ops.chaos.entries import Entries
 from ops.chaos.fates import shown
 from ops.chaos.misdeeds import told
 from ops.chaos.model import Call
+from ops.chaos.nemesis import Fault
+from ops.chaos.phases import NOBODY, NOTICE_SECONDS, culprit
 
 OVERLAP_SECONDS = 0.05
-"""The model server notices a caller's death a little later than the caller's successor may be started."""
+"""How far the end of a call that was answered may be off."""
+GONE = "client gone"
 
 
 def uncounted(books: Entries) -> Iterator[str]:
@@ -33,28 +36,37 @@ def uncounted(books: Entries) -> Iterator[str]:
 
 
 def overlapping(books: Entries) -> Iterator[str]:
-    """5. At no time two calls of one session, unless somebody alive lost leases: then at most once per such fault."""
-    allowed = sum(fault.may_overlap for fault in books.faults)
+    """5. At no time two calls of one session, but for what a fault excuses: then at most once per such fault."""
+    excuses = excusing(books)
     for session, calls in books.calls_by_session().items():
-        found = overlaps(calls)
-        outlived = {former.number for former, _ in found}
-        if len(outlived) > allowed:
-            former, call = found[-1]
-            yield f"session {session}: call {call.number} began before {former.number} was over ({len(outlived)} such)"
+        found = {former.number: (former, call) for former, call in overlaps(calls)}
+        for former, call in found.values():
+            if culprit(books, former, call, excuses) == NOBODY:
+                yield f"session {session}: call {call.number} began before {former.number} was over, over nothing"
+        if len(found) > len(excuses):
+            yield f"session {session}: {len(found)} calls began before an earlier one was over, over {len(excuses)} faults"
+
+
+def excusing(books: Entries) -> list[Fault]:
+    """Faults over which somebody alive may have lost leases, or the model server could not see that a caller had gone."""
+    return [fault for fault in books.faults if fault.may_overlap or fault.kind == "model"]
 
 
 def overlaps(calls: list[Call]) -> list[tuple[Call, Call]]:
     """Pairs of a session's calls, in the order of their beginning: the former was under way when the latter began."""
     found = []
     for place, call in enumerate(calls):
-        last = max(calls[:place], key=end_of, default=None)
-        if last is not None and end_of(last) > call.start + OVERLAP_SECONDS:
+        last = max(calls[:place], key=surely_until, default=None)
+        if last is not None and surely_until(last) > call.start:
             found.append((last, call))
     return found
 
 
-def end_of(call: Call) -> float:
-    return call.end or float("inf")
+def surely_until(call: Call) -> float:
+    """Until when the call was under way for its caller: that he has gone is noticed later than it happens."""
+    if call.end is None:
+        return float("inf")
+    return call.end - (NOTICE_SECONDS if call.outcome == GONE else OVERLAP_SECONDS)
 
 
 def stale(books: Entries) -> Iterator[str]:
