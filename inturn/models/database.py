@@ -131,7 +131,7 @@ class Database:
         with translated(self):
             connection = frozen.connect()
         with connection as db:
-            db.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+            be_patient(db)
             yield db
 
     def transact(self, work: Callable[[Connection], T]) -> T:
@@ -148,6 +148,12 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def be_patient(db: Connection) -> None:
+    """Let this transaction stand idle for as long as it takes: others wait for none of its rows, or have to."""
+    if db.dialect.name == "postgresql":
+        db.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 def is_deadlock(error: BaseException | None) -> bool:

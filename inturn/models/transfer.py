@@ -17,7 +17,7 @@ from sqlalchemy import table as plain_table
 from sqlalchemy.exc import DataError, IntegrityError
 
 from inturn.models import migrations
-from inturn.models.database import Database, translated
+from inturn.models.database import Database, be_patient, translated
 from inturn.models.errors import SchemaError, StorageError
 from inturn.models.states import TurnState
 from inturn.models.store import sweeping
@@ -217,6 +217,7 @@ def move(
         migrations.upgrade(target)
     migrations.prepare(target)
     with snapshot(source) as before, target.writing() as db:
+        be_patient(db)
         keep_for_ourselves(db)
         refuse_full(target, db)
         rows = carry(before, db, progress)

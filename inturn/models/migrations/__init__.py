@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
-from inturn.models.database import Database
+from inturn.models.database import Database, be_patient
 from inturn.models.errors import SchemaError
 
 HEAD = "0002"
@@ -60,6 +60,7 @@ def upgrade(database: Database) -> tuple[str | None, str]:
     """
     with _alembic_is_global, database.writing() as db:
         if database.dialect == "postgresql":
+            be_patient(db)
             db.execute(text("SELECT pg_advisory_xact_lock(hashtext('inturn schema'))"))
         before = _current(db)
         if before is not None and before > HEAD:
