@@ -219,7 +219,7 @@ def ended(
 
 
 def stopped(started: Started, max_attempts: int) -> Settlement:
-    """What becomes of a turn whose worker is stopped in the middle of its call: it waits again, if it may be called again."""
+    """What becomes of a turn whose worker is stopped during its call: it waits again, if it may be called again."""
     if started.attempts < max_attempts:
         return ended(started, TurnState.QUEUED, AttemptOutcome.LOST)
     return replace(
