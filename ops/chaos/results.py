@@ -100,7 +100,8 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("*" if git("status", "--porcelain") else "")
+        changed = git("status", "--porcelain", "--", ":/", f":!{RESULTS.name}")  # the row of the run before is no change
+        return git("rev-parse", "--short", "HEAD") + ("*" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
