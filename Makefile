@@ -11,17 +11,17 @@ help:  ## this list
 demo: runtime  ## a conversation that survives everything, in about a minute
 	@$(RUN)inturn demo
 
-# What promises something in seconds runs by itself; what mostly waits for leases to run out, many at a time.
+# What promises something in seconds runs by itself; files of long tests, which mostly wait, are dealt out test by test.
 FAULTS := tests/acceptance/test_faults.py
-WAITING := tests/acceptance/test_failpoints.py tests/acceptance/test_planted.py
+LONG := tests/acceptance/test_failpoints.py tests/acceptance/test_planted.py tests/integration/state_machine
 CHAOS := tests/acceptance/test_chaos.py
 
 test: dev  ## the tests, on real servers (ARGS="-k lease" runs pytest once, with them)
 ifdef ARGS
 	@$(RUN)python -m pytest $(ARGS)
 else
-	@$(RUN)python -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(FAULTS) $(WAITING) $(CHAOS))
-	@$(RUN)python -m pytest -n 4 $(WAITING)
+	@$(RUN)python -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(FAULTS) $(LONG) $(CHAOS))
+	@$(RUN)python -m pytest -n 4 $(LONG)
 	@$(RUN)python -m pytest -n 2 $(CHAOS)
 	@$(RUN)python -m pytest $(FAULTS)
 endif

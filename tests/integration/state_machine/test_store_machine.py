@@ -27,7 +27,7 @@ from tests.integration.state_machine.machine import StoreMachine
 from tests.integration.state_machine.workers_in_steps import House
 from tests.integration.stores import Store, only_postgresql, only_sqlite
 
-EXAMPLES = int(os.environ.get("INTURN_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("INTURN_EXAMPLES", "60"))
 SECONDS_AN_EXAMPLE = 5
 """On a machine that has much else to do."""
 
