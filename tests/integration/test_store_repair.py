@@ -12,6 +12,8 @@ from inturn.models.states import Lane, TurnState
 from inturn.models.store import sending, sweeping, working
 from inturn.models.store.sweeping import Caps
 from inturn.models.tables import LEASES
+from inturn.settings import Settings
+from inturn.workers.maintenance import Sweep
 from tests.integration.stores import CAPS, WORKER, Store, meet, only_postgresql, settlement
 
 
@@ -316,3 +318,16 @@ def test_the_databases_clock_goes_on_within_a_transaction(store: Store):
         assert abs(before - time.time()) < 5
         time.sleep(0.05)
         assert 0.04 < sweeping.database_time(db) - before < 5
+
+
+def test_a_pass_goes_on_behind_a_chunk_whose_turns_all_ended(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sweeping, "CHUNK", 2)
+    sessions = [store.session(f"s{number}") for number in range(5)]
+    for number, session in enumerate(sessions):
+        store.send(f"s{number}")
+        store.start(session)
+        store.expire(session)
+    Sweep(
+        store.database, Settings(max_attempts=1, max_ambiguous_attempts=1), lambda ready: None, lambda lane: None
+    ).run()
+    assert {store.turn(session).state for session in sessions} == {TurnState.FAILED}
