@@ -100,7 +100,8 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", ":/", f":!{RESULTS.name}")  # the row of the run before is no change
+        # The row of the run before is no change.
+        changed = git("status", "--porcelain", "--", ":/", f":!{RESULTS.name}")
         return git("rev-parse", "--short", "HEAD") + ("*" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
