@@ -180,11 +180,21 @@ def test_a_call_that_is_broken_off_leaves_nothing_behind() -> None:
     wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in (mine, *bred)))
 
 
-def test_one_that_cannot_be_started_has_made_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_late", [False, True], ids=["before it is asked", "while it is asked"])
+def test_one_that_cannot_be_started_has_made_no_call(is_late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = cell._start
+
+    async def started_and_over() -> Any:
+        transport, process = await start()
+        await process.wait()
+        return transport, process
+
+    if not is_late:
+        monkeypatch.setattr(cell, "_start", started_and_over)
     for program, reason in ("/no/such/python", "No such file or directory"), ("/bin/false", "ended with code 1"):
         monkeypatch.setattr(sys, "executable", program)
         with pytest.raises(ProviderError) as caught:
-            ask("hello")
+            ask("x" * 3_000_000)  # more than a pipe holds
         assert (caught.value.kind, caught.value.error_type) == ("safe", "cell_not_started")
         assert caught.value.message.endswith(f"could not be started: {reason}")
 

@@ -1,6 +1,7 @@
 """A slice's calls: two of one session in one process, as after a pause for longer than the lease; those made in cells."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -116,3 +117,36 @@ def test_a_cell_that_did_not_start_is_tried_again() -> None:
     settlement = settled(Cell(ProviderError("safe", "cell_not_started", "no room")), 3)
     assert settlement is not None
     assert (settlement.state, settlement.outcome) == (TurnState.QUEUED, AttemptOutcome.SAFE)
+
+
+class Kept:
+    """A ledger that is handed something and keeps it."""
+
+    def __init__(self) -> None:
+        self.settlements: list[Settlement] = []
+
+    def submit(self, settlement: Settlement, claim: object) -> None:
+        self.settlements.append(settlement)
+
+
+@pytest.mark.parametrize(("attempts", "state", "error_type"), [(1, "queued", None), (5, "failed", "stopped")])
+def test_a_slot_that_is_stopped_in_a_call_hands_the_turn_back(
+    attempts: int, state: str, error_type: str | None
+) -> None:
+    async def stop() -> Kept:
+        kept, settings = Kept(), Settings(max_attempts=5)
+        providers = Providers(
+            settings.available_providers, {**BUILDERS, "echo": lambda name, config: Slow()}, deadline_seconds=10
+        )
+        turns = Turns(settings, cast(Ledger, kept), providers, lambda started, delay: None, lambda: False)
+        slot = asyncio.create_task(turns._attempt(replace(started(token=1), attempts=attempts)))
+        await asyncio.sleep(0.05)
+        slot.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slot
+        assert turns.held == {}
+        return kept
+
+    (settlement,) = asyncio.run(stop()).settlements
+    assert (settlement.state, settlement.error_type) == (state, error_type)
+    assert settlement.outcome is AttemptOutcome.LOST, "it was sent, and nobody knows what came of it"
