@@ -119,7 +119,7 @@ def throughput_rows(arguments: argparse.Namespace, directory: Path, failures: li
                     yield from contend(contest, load, arguments.repeat, arguments.rows, failures)
                 if "lanes" in arguments.rows:
                     say(f"{kind}: chat beside a batch")
-                    yield from lane_rows(ours, databases, broker, arguments.seed)
+                    yield from lane_rows(ours, databases, broker, arguments.seed, arguments.repeat)
 
 
 def measure(arguments: argparse.Namespace, failures: list[str]) -> list[Row]:

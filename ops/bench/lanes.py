@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from inturn import Client
@@ -14,6 +14,7 @@ from ops.bench.filling import fill
 from ops.bench.inturn_subject import HELD, Inturn
 from ops.bench.model_server import ModelServer, model_server
 from ops.bench.rows import Row, compared
+from ops.bench.runs import say
 from ops.bench.workload import PROMPT, TURNS_PER_SESSION
 from ops.servers import RedisServer
 
@@ -27,14 +28,23 @@ CHAT_MODEL_SECONDS = 0.5
 CHAT = "chat"
 
 
-def lane_rows(ours: Inturn, databases: Databases, broker: RedisServer, seed: int) -> Iterator[Row]:
-    """The wait over the model's own latency, beside the batch and on an idle worker."""
+def lane_rows(ours: Inturn, databases: Databases, broker: RedisServer, seed: int, repeat: int) -> Iterator[Row]:
+    """The wait over the model's own latency, beside the batch and on an idle worker: medians of interleaved runs."""
+    idle, busy = [], []
     with model_server(seed, CHAT_MODEL_SECONDS, CHAT_MODEL_SECONDS) as model:
-        idle = sorted(waits(ours, databases, broker, model, batch_turns=0))
-        busy = sorted(waits(ours, databases, broker, model, batch_turns=BATCH_TURNS))
-    beside = f"chat beside {BATCH_TURNS:,} batch prompts"
-    for name, of in (("p50", median), ("p95", lambda values: values[len(values) * 95 // 100])):
-        yield compared(f"{beside}, {name} over the model", databases.kind, SLOTS, of(busy), "s", of(idle), "no batch")
+        for _ in range(repeat):
+            idle.append(waits(ours, databases, broker, model, batch_turns=0))
+            busy.append(waits(ours, databases, broker, model, batch_turns=BATCH_TURNS))
+            say(f"{databases.kind}: p95 {part(idle[-1], 95):.3f} s alone, {part(busy[-1], 95):.3f} s beside the batch")
+    for hundredths in 50, 95:
+        name = f"chat beside {BATCH_TURNS:,} batch prompts, p{hundredths} over the model"
+        value, baseline = (median(part(run, hundredths) for run in runs) for runs in (busy, idle))
+        yield compared(name, databases.kind, SLOTS, value, "s", baseline, "no batch")
+
+
+def part(values: Sequence[float], hundredths: int) -> float:
+    """The value that so many hundredths of them lie below."""
+    return sorted(values)[len(values) * hundredths // 100]
 
 
 def waits(ours: Inturn, databases: Databases, broker: RedisServer, model: ModelServer, batch_turns: int) -> list[float]:

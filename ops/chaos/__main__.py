@@ -44,6 +44,7 @@ def stage_of(arguments: argparse.Namespace, kind: str) -> Iterator[Stage]:
         our_stage(
             kind, directory, workers=arguments.workers, seconds=arguments.seconds if is_run else 0,
             seed=arguments.seed, pace={} if arguments.defaults else QUICK, is_calm=not is_run,
+            are_apart=arguments.apart,
         ) as stage,
     ):  # fmt: skip
         yield stage

@@ -3,10 +3,12 @@
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,6 +113,7 @@ class Fleet:
             last those of beat. Whoever looks at the database through the fleet goes straight to it.
         logs: where processes write what they say; default: the home.
         pace: settings for all; default: ``QUICK``.
+        are_apart: each process takes itself to be on a host of its own, and nobody can see whether another is alive.
         how: more settings, ahead of those.
     """
 
@@ -124,8 +127,10 @@ class Fleet:
         ways: Sequence[Mapping[str, Any]] = (),
         logs: Path | None = None,
         pace: Mapping[str, Any] = QUICK,
+        are_apart: bool = False,
         **how: Any,
     ) -> None:
+        self._are_apart = are_apart
         self.home, self.broker, self.logs = home, broker, logs or home
         urls = {"database_url": database_url, "broker_url": broker.url}
         self.values = {"home": str(home), "providers": providers, **urls, **pace, **how}
@@ -322,13 +327,28 @@ class Fleet:
         values = {**self.values, **way}
         ours = {f"INTURN_{key.upper()}": as_text(value) for key, value in values.items()}
         said = self.logs / f"starting.{next(self._numbers)}"
+        command = on_another_host(self.home, inturn_command(word)) if self._are_apart else inturn_command(word)
         with said.open("wb") as output:
             process = subprocess.Popen(
-                inturn_command(word), env=clean_environment(self.home) | ours, stdout=output, stderr=output,
+                command, env=clean_environment(self.home) | ours, stdout=output, stderr=output,
                 cwd=self.home, start_new_session=True,
             )  # fmt: skip
         said.rename(self._log(process))
         return process
+
+
+def on_another_host(directory: Path, command: Sequence[str]) -> list[str]:
+    """The command, for a process that sees the boot of another machine, which is what hosts are told apart by. (On Linux.)
+
+    Args:
+        directory: for the file that says which boot.
+    """
+    boot_id = str(uuid.uuid4())
+    file = directory / f"boot.{boot_id}"
+    file.write_text(f"{boot_id}\n")
+    own_mounts = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    cover = f"mount --bind {shlex.quote(str(file))} /proc/sys/kernel/random/boot_id && exec {shlex.join(command)}"
+    return [*own_mounts, "sh", "-c", cover]
 
 
 def as_text(value: Any) -> str:

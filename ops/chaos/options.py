@@ -72,6 +72,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         each.add_argument("--misbehave", type=share, default=0.03, help="share of prompts that upset the model")
         each.add_argument("--no-meddle", action="store_true", help="nothing is cancelled, deleted or expired")
         each.add_argument("--defaults", action="store_true", help="inturn's own settings, rather than quick repairs")
+        each.add_argument("--apart", action="store_true", help="each process on a host of its own, as it seems (Linux)")
         each.add_argument(
             "--json", type=lambda text: Path(text).absolute(), metavar="FILE", help="write the figures there too"
         )

@@ -120,6 +120,7 @@ def our_stage(
     seed: int = 0,
     pace: Mapping[str, Any] = QUICK,
     is_calm: bool = False,
+    are_apart: bool = False,
 ) -> Iterator[Stage]:
     """Start servers, proxies, a model, workers and a beat, and end them afterwards.
 
@@ -127,6 +128,7 @@ def our_stage(
         directory: for all that the run leaves: ``home``, ``logs``.
         seconds: how long it is to be played on.
         is_calm: nothing is to happen to it: without proxies, and on an ordinary disk.
+        are_apart: each process is on a host of its own, as far as it can tell.
     """
     with ExitStack() as stack:
         home, logs = directory / "home", directory / "logs"
@@ -154,7 +156,7 @@ def our_stage(
         settings = [settings_on(way, url, broker.url) for way in ways]
         fleet = Fleet(
             home, url, broker, {"server": provider(model.base_url)}, ways=settings[:-1], logs=logs, pace=pace,
-            default_model="server/model",
+            are_apart=are_apart, default_model="server/model",
         )  # fmt: skip
         stack.callback(fleet.stop)
         sender = Settings.load(**fleet.values | (settings[-1] if settings else {}))
