@@ -39,12 +39,14 @@ def stage_of(arguments: argparse.Namespace, kind: str) -> Iterator[Stage]:
             say(f"chaos: the model server listens at {stage.model.base_url}: a provider of yours must go there")
             yield stage
         return
+    pace = {} if arguments.defaults else dict(QUICK)
+    if arguments.concurrency:
+        pace["concurrency"] = arguments.concurrency
     with (
         a_place_of_its_own() as directory,
         our_stage(
             kind, directory, workers=arguments.workers, seconds=arguments.seconds if is_run else 0,
-            seed=arguments.seed, pace={} if arguments.defaults else QUICK, is_calm=not is_run,
-            are_apart=arguments.apart,
+            seed=arguments.seed, pace=pace, is_calm=not is_run, are_apart=arguments.apart,
         ) as stage,
     ):  # fmt: skip
         yield stage

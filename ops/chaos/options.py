@@ -68,6 +68,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         each.add_argument("--database", choices=(*DATABASES, "both"), default="both", help="default both, in turn")
         each.add_argument("--seed", type=int, help="replays the dice; default random, and printed")
         each.add_argument("--workers", type=count, default=2, help="processes; default 2")
+        each.add_argument("--concurrency", type=count, help="turns at once in each of them; default inturn's own")
         each.add_argument("--sessions", type=count, default=100, help="default 100, and fewer that are meddled with")
         each.add_argument("--misbehave", type=share, default=0.03, help="share of prompts that upset the model")
         each.add_argument("--no-meddle", action="store_true", help="nothing is cancelled, deleted or expired")
