@@ -35,17 +35,18 @@ class Correspondent:
         self.create()
 
     def create(self) -> None:
-        """Make the session. After a StorageError it may be there already."""
+        """Make the session. After a StorageError it may be there already, or have come and gone."""
+        since = time.time()
         while True:
             try:
                 session = self._created()
                 surrogate = int(session.metadata().cursor)
-            except StorageError:
+            except (SessionNotFoundError, StorageError):
                 time.sleep(RETRY_SECONDS)
                 continue
             break
         self._lives += 1
-        self.life = Life(session, surrogate, f"canary-{self.key}-{self._lives}-")
+        self.life = Life(session, surrogate, f"canary-{self.key}-{self._lives}-", since)
 
     def _created(self) -> Session:
         try:
@@ -73,7 +74,8 @@ class Correspondent:
     def bury(self, *, expired: bool) -> None:
         """Note that the session is gone."""
         life = self.life
-        self.log.deleted.append(Deleted(life.surrogate, self.key, life.canary, time.time(), expired))
+        gone = Deleted(life.surrogate, self.key, life.canary, time.time(), expired, life.since)
+        self.log.deleted.append(gone)
 
     def send(self, prompt: str, dice: random.Random, **how: Any) -> Turn | None:
         """Send until it is accepted. The key makes that safe: a commit may have happened whose answer was lost.
@@ -132,7 +134,8 @@ class Life:
     Attributes:
         surrogate: its number in the database, which nobody else ever gets.
         canary: a text that only its prompts hold.
+        since: Unix time from which on somebody tried to make it.
     """
 
-    def __init__(self, session: Session, surrogate: int, canary: str) -> None:
-        self.session, self.surrogate, self.canary = session, surrogate, canary
+    def __init__(self, session: Session, surrogate: int, canary: str, since: float) -> None:
+        self.session, self.surrogate, self.canary, self.since = session, surrogate, canary, since

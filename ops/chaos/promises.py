@@ -75,6 +75,7 @@ class Deleted:
         canary: a text that nothing but its prompts held.
         at: Unix time when it was seen gone.
         expired: whether retention removed it, rather than its user.
+        since: Unix time from which on somebody tried to make it. It may be there at once, and the answer be lost.
     """
 
     session: int
@@ -82,6 +83,7 @@ class Deleted:
     canary: str
     at: float
     expired: bool = False
+    since: float = 0.0
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """7. After a delete nothing is left: no row, no Redis key, no log line; and retention removes only what lies idle."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,26 @@ def removed(books: Entries) -> Iterator[str]:
             continue
         if not any(fault.began <= expired[one.session] and one.at - one.seconds <= fault.ended for fault in cut_off):
             yield f"turn {one.session}.{one.number} was removed before a model was asked"
-    lives: dict[str, list[Deleted]] = defaultdict(list)
     for deleted in books.log.deleted:
         if deleted.expired:
-            lives[deleted.key].append(deleted)
-    for key, mine in lives.items():
-        rows = [row for row in books.removals if row.session_key == key]
-        if len(rows) != len(mine):
-            yield f"session {key} expired {len(mine)} times, and {len(rows)} removals are on record"
-        for deleted, row in zip(mine, rows, strict=False):
-            if row.turns < counts[deleted.session]:
-                yield f"session {deleted.session} was removed with {row.turns} turns of {counts[deleted.session]}"
+            yield from removed_once(books, deleted, counts[deleted.session])
+    known = [(deleted.key, deleted.since, deleted.at) for deleted in books.log.deleted if deleted.expired]
+    for row in books.removals:
+        if not any(key == row.session_key and since <= row.removed_at.timestamp() <= at for key, since, at in known):
+            yield f"session {row.session_key} was removed at {row.removed_at}, and nobody noticed"
+
+
+def removed_once(books: Entries, gone: Deleted, prompts: int) -> Iterator[str]:
+    """It was removed with all its turns. Others that were made before, their answers lost, came and went without any."""
+    rows = [
+        row.turns
+        for row in books.removals
+        if row.session_key == gone.key and gone.since <= row.removed_at.timestamp() <= gone.at
+    ]
+    if not rows:
+        yield f"session {gone.session} expired, and no removal is on record"
+    elif rows[-1] < prompts or any(rows[:-1]):
+        yield f"session {gone.session} was removed with {rows} turns of {prompts}"
 
 
 def search(database: Database, logs: Iterable[Path], broker_url: str) -> Iterator[str]:

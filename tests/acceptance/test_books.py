@@ -145,9 +145,13 @@ def break_redis(books: Books, kind: str, seconds: float) -> None:
 def expire(books: Books, *, turns: int = 1, population: Population = Population.EXPIRING) -> None:
     """A session was removed by retention, with one prompt."""
     books.log.accepted.append(Accepted(9, 1, "short", 0.01, START, population))
-    books.log.deleted.append(Deleted(9, "run-expiring-0", "canary-9", START, expired=True))
-    books.removals.append(SimpleNamespace(session_key="run-expiring-0", turns=turns))
+    books.log.deleted.append(Deleted(9, "run-expiring-0", "canary-9", START + 9, expired=True, since=START))
+    books.removals.append(a_removal(turns, 8))
     books.calls.append(a_call(8, ["short"]))
+
+
+def a_removal(turns: int, when: float) -> SimpleNamespace:
+    return SimpleNamespace(session_key="run-expiring-0", turns=turns, removed_at=at(when))
 
 
 def late_settlement(books: Books) -> None:
@@ -248,6 +252,8 @@ LIES: list[tuple[str, Callable[[Books], Any]]] = [
     ("removed", both(expire, lambda books: books.calls.pop())),
     ("removed", both(expire, lambda books: books.removals.pop())),
     ("removed", lambda books: expire(books, population=Population.HELD)),
+    ("removed", both(expire, lambda books: books.removals.append(a_removal(0, 10)))),
+    ("removed", both(expire, lambda books: books.removals.insert(0, a_removal(1, 7)))),
     # 8. afterwards
     ("left", lambda books: setattr(books.leases[0], "owner", "somebody")),
     ("left", lambda books: setattr(books.leases[0], "ready_at", NOON)),
@@ -275,6 +281,14 @@ def test_as_many_overlaps_are_excused_as_workers_came_back_late():
     assert books.violations() == []
     books.calls[3].start = START + 2.8
     assert [violation.partition(":")[0] for violation in books.violations()] == ["overlapping"]
+
+
+def test_a_session_may_have_come_and_gone_before_anybody_knew_that_it_was_made():
+    books = honest_books()
+    expire(books)
+    assert books.violations() == []
+    books.removals.insert(0, a_removal(0, 3))
+    assert books.violations() == []
 
 
 def test_a_send_that_was_refused_may_have_been_stored():
