@@ -20,7 +20,6 @@ import ssl
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from http.cookiejar import CookieJar
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -216,12 +215,13 @@ def too_large(model: str) -> ProviderError:
     )
 
 
-def http_client(*, tls: bool) -> httpx.AsyncClient:
-    """Open the only kind of HTTP client that calls a model.
+def http_transport(*, tls: bool) -> httpx.AsyncBaseTransport:
+    """Open the only kind of HTTP connections that a model is called through.
 
-    httpx, on aiohttp's connections: httpx's own pool looks through every open connection for every call.
-    Proxies in the environment, cookies and redirects are all ignored: the operator's base URL is where the key and the
-    prompt go, and nowhere else. There is no read timeout: the deadline around the call is the one that counts.
+    httpx's transport interface, on aiohttp's connections: httpx's own pool looks through every open connection for every
+    call. And no ``httpx.AsyncClient`` on top: redirects, cookies, proxies and retries are not wanted (the operator's base
+    URL is where the key and the prompt go, and nowhere else), and looking after them costs a quarter of a call. There is
+    no read timeout: the deadline around the call is the one that counts.
 
     Args:
         tls: whether ``https`` will be spoken; only then are certificates loaded (certifi's, or those that
@@ -242,27 +242,17 @@ def http_client(*, tls: bool) -> httpx.AsyncClient:
         connector = aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=_IDLE_SECONDS)
         return aiohttp.ClientSession(
             connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
+            cookie_jar=aiohttp.DummyCookieJar(),  # one session's routing cookie must not travel with another's prompt
             trust_env=False,
             trace_configs=departures.traces(),
         )
 
-    return httpx.AsyncClient(
-        transport=departures.watched(AiohttpTransport(client=open_session, verify=context, trust_env=False)),
-        cookies=_NoCookies(),
-        trust_env=False,
-        follow_redirects=False,
-    )
+    return departures.watched(AiohttpTransport(client=open_session, verify=context, trust_env=False))
 
 
 # "pool" is the transport's word for the whole of connecting, with name lookup, which "connect" leaves out.
 HTTP_TIMEOUTS = {"timeout": {"connect": _CONNECT_SECONDS, "pool": _CONNECT_SECONDS, "read": None, "write": None}}
 """The ``extensions`` of every request."""
-
-
-class _NoCookies(CookieJar):
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        """Keep none: one session's routing cookie must not travel with another's prompt."""
 
 
 def _bug(model: str, error: Exception) -> ProviderError:

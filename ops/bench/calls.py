@@ -1,14 +1,14 @@
-"""The bare loops' model call, through the HTTP client that inturn's providers use."""
+"""The bare loops' model call, with httpx as people use it, on the connections that inturn's providers use."""
 
 from typing import cast
 
 import httpx
 
-from inturn.workers.provider import HTTP_TIMEOUTS, http_client
+from inturn.workers.provider import HTTP_TIMEOUTS, http_transport
 
 
 def open_client() -> httpx.AsyncClient:
-    return http_client(tls=False)
+    return httpx.AsyncClient(transport=http_transport(tls=False), trust_env=False)
 
 
 async def ask(client: httpx.AsyncClient, model_url: str, messages: list[dict[str, str]]) -> str:

@@ -506,17 +506,12 @@ def test_a_post_that_meets_a_closing_connection_is_not_sent_again(server: ModelS
     assert first.peer == second.peer
 
 
-def test_a_cookie_is_neither_kept_nor_carried_on(server: ModelServer) -> None:
-    async def twice() -> int:
-        async with provider.http_client(tls=False) as client:
-            for _ in range(2):
-                asked = {"model": "gpt", "messages": [{"role": "user", "content": told(act="cookie")}]}
-                await client.post(
-                    f"{server.base_url}/chat/completions", json=asked, headers={"idempotency-key": "cookie"}
-                )
-            return len(client.cookies)
+def test_a_cookie_is_neither_kept_nor_carried_on(server: ModelServer, config: Config) -> None:
+    async def twice(providers: Providers) -> None:
+        for _ in range(2):
+            await providers.reply(MODEL, prompt(told(act="cookie"), key="cookie"))
 
-    assert asyncio.run(twice()) == 0
+    with_providers(config, twice)
     assert ["cookie" in call.headers for call in calls_of(server, "cookie")] == [False, False]
 
 

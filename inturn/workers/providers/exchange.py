@@ -33,7 +33,7 @@ class Answer:
 
 
 async def post(
-    client: httpx.AsyncClient, url: httpx.URL, headers: dict[str, str], body: bytes, *, model: str
+    transport: httpx.AsyncBaseTransport, url: httpx.URL, headers: dict[str, str], body: bytes, *, model: str
 ) -> Answer:
     """Send once and read the answer, whatever its status; no retry, no redirect.
 
@@ -45,7 +45,7 @@ async def post(
     """
     request = httpx.Request("POST", url, headers=headers, content=body, extensions=HTTP_TIMEOUTS)
     try:
-        response = await client.send(request, stream=True)
+        response = await transport.handle_async_request(request)
     except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
         raise _failure(error, url, model) from None
     try:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from inturn.workers.provider import FailureKind, Prompt, ProviderConfig, ProviderError, Reply, http_client
+from inturn.workers.provider import FailureKind, Prompt, ProviderConfig, ProviderError, Reply, http_transport
 from inturn.workers.providers.exchange import Answer, post
 from inturn.workers.providers.scrubbing import one_line, scrub
 from inturn.workers.retries import parse_retry_after
@@ -58,7 +58,7 @@ class OpenAI:
             "user-agent": "inturn",
             **{header.lower(): value for header, value in config.headers.items()},
         }
-        self._client = http_client(tls=self._url.scheme == "https")
+        self._transport = http_transport(tls=self._url.scheme == "https")
 
     async def reply(self, prompt: Prompt) -> Reply:
         """POST the prompt, once.
@@ -72,14 +72,14 @@ class OpenAI:
         if key:
             headers["authorization"] = f"Bearer {key}"
         body = _request_body(model, prompt, self._config.options)
-        answer = await post(self._client, self._url, headers, body, model=model)
+        answer = await post(self._transport, self._url, headers, body, model=model)
         if not 200 <= answer.status < 300:
             raise self._refusal(model, answer, prompt, key)
         return _reply(model, answer)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
     def _key(self) -> str:
         """Empty where none is asked for, as with most servers at home."""
