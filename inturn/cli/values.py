@@ -14,6 +14,8 @@ UNITS = {
     "d": timedelta(days=1),
     "w": timedelta(weeks=1),
 }
+SPAN = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)([smhdw]?)")
+"""What is meant as a length of time; whether it is one, ``span`` says."""
 LONGEST = timedelta(days=36_500)
 
 
@@ -23,10 +25,17 @@ def span(text: str) -> timedelta:
     Raises:
         click.BadParameter: It is none, or it is zero, or longer than a hundred years.
     """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw])", text.strip())
-    if not found or not 0 < float(found[1]) <= LONGEST / UNITS[found[2]]:
+    found = SPAN.fullmatch(text.strip())
+    if not found:
         raise click.BadParameter(f"{text!r} is no length of time: write 90s, 30m, 12h, 7d or 2w")
-    return float(found[1]) * UNITS[found[2]]
+    number, unit = found.groups()
+    if float(number) <= 0:
+        raise click.BadParameter(f"{text!r} is not positive: write 90s, 30m, 12h, 7d or 2w")
+    if not unit:
+        raise click.BadParameter(f"{text!r} has no unit: write {number}s, {number}m, {number}h, {number}d or {number}w")
+    if float(number) > LONGEST / UNITS[unit]:
+        raise click.BadParameter(f"{text!r} is too long: {LONGEST.days:,} days at most")
+    return float(number) * UNITS[unit]
 
 
 def shown_span(length: timedelta) -> str:
@@ -59,14 +68,8 @@ def moment(text: str) -> datetime:
     Raises:
         click.BadParameter: It is none of them.
     """
-    try:
-        return datetime.now(UTC) - span(text)
-    except click.BadParameter:
-        pass
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"{text!r} is no time: write 2025-12-31, 2025-12-31T23:59 or 7d (ago)") from None
+    found = date_or_span(text, "2025-12-31T23:59", "7d (ago)")
+    return datetime.now(UTC) - found if isinstance(found, timedelta) else found
 
 
 def due(text: str) -> datetime | timedelta:
@@ -75,14 +78,30 @@ def due(text: str) -> datetime | timedelta:
     Raises:
         click.BadParameter: It is none of them.
     """
-    try:
-        return span(text)
-    except click.BadParameter:
-        pass
+    return date_or_span(text, "2026-12-01T08:00", "90m (from now)")
+
+
+def date_or_span(text: str, date: str, length: str) -> datetime | timedelta:
+    """A moment or a length of time; a number alone is one of eight digits, or lacks its unit.
+
+    Args:
+        date: what a moment without a zone looks like.
+        length: what a length of time looks like.
+
+    Raises:
+        click.BadParameter: It is neither.
+    """
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise click.BadParameter(f"{text!r} is no time: write 2026-12-01T08:00 or 90m (from now)") from None
+        pass
+    if SPAN.fullmatch(text.strip()):
+        return span(text)
+    zoned = datetime.fromisoformat(date).astimezone().isoformat(timespec="minutes")
+    raise click.BadParameter(
+        f"{text!r} is no time: write {date} (local time, so {zoned}), or one number with one unit (s, m, h, d, w), such as "
+        f"{length}"
+    )
 
 
 def pair(text: str) -> tuple[str, str]:

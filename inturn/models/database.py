@@ -12,6 +12,8 @@ The same code runs on SQLite and PostgreSQL. What differs on SQLite, and why:
 import logging
 import os
 import random
+import re
+import shlex
 import sqlite3
 import threading
 import time
@@ -51,10 +53,18 @@ class Database:
         url: a SQLAlchemy URL: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
         connections: how many connections the process may keep open.
         session_settings: statements that every new connection begins with (PostgreSQL).
+        instead: what else helps where it cannot be reached: as it was named.
     """
 
-    def __init__(self, url: str, connections: int = 10, session_settings: Sequence[str] = ()) -> None:
-        self.url = make_url(url)
+    def __init__(
+        self,
+        url: str,
+        connections: int = 10,
+        session_settings: Sequence[str] = (),
+        *,
+        instead: str = "set INTURN_DATABASE_URL",
+    ) -> None:
+        self.url, self.instead = make_url(url), instead
         self.dialect = self.url.get_backend_name()
         self._writer, self._left_at = threading.Lock(), 0.0
         self._session_settings = session_settings
@@ -280,6 +290,12 @@ def explain(database: Database, error: DBAPIError) -> Exception:
     too_much = (state or "").startswith("54")  # for the server's limits: nothing that would pass
     if error.connection_invalidated or (is_operational and not too_much):
         return DatabaseUnreachableError(
-            f"no connection to the database {database.url!r}: {text}. Start it, or set INTURN_DATABASE_URL"
+            f"no connection to the database {database.url!r}: {text}. {first_step(text)}, or {database.instead}"
         )
     return error
+
+
+def first_step(text: str) -> str:
+    """What lets PostgreSQL answer. A refused connection comes with no SQLSTATE (3D000 would be it), only with words."""
+    missing = re.search(r'FATAL: +database "(.+)" does not exist', text)
+    return f"Create it: `createdb {shlex.quote(missing[1])}`" if missing else "Start it"

@@ -191,6 +191,8 @@ class Moved:
     """By table."""
     waiting: int
     """Turns that wait for a worker."""
+    paused: list[str]
+    """Lanes that nobody works on there until they are resumed."""
 
 
 def move(
@@ -223,7 +225,8 @@ def move(
         rows = carry(before, db, progress)
         let_go(db, caps)
         waiting = select(func.count()).where(TURNS.c.state == TurnState.QUEUED)
-        moved = Moved(rows, db.execute(waiting).scalar_one())
+        paused = select(LANE_PAUSES.c.lane).order_by(LANE_PAUSES.c.lane)
+        moved = Moved(rows, db.execute(waiting).scalar_one(), list(db.execute(paused).scalars()))
         with snapshot(source) as after:
             if after.last_use() != before.last_use():
                 raise StorageError(
@@ -246,8 +249,16 @@ def refuse_full(database: Database, db: Connection) -> None:
         held = " and ".join(f"{count:,} {name}" for name, count in found.items() if count)
         raise StorageError(
             f"the database {database.url!r} holds {held}, and only an empty one can be filled: name another one, or move "
-            "this one away (`inturn db backup` keeps what is in it)"
+            f"{away(database)} (`inturn db backup` keeps what is in it)"
         )
+
+
+def away(database: Database) -> str:
+    """The files that go together: what is in a WAL is nowhere else."""
+    if database.dialect != "sqlite":
+        return "this one away"
+    path = database.url.database
+    return f"{path} away, with {path}-wal and -shm if they are there"
 
 
 def let_go(db: Connection, caps: Caps) -> None:

@@ -251,8 +251,10 @@ def test_what_the_commands_refuse(inturn: Inturn, tmp_path: Path) -> None:
     refusals: list[tuple[Exit, str, tuple[str, ...]]] = [
         (Exit.USAGE, "is there already: name another file, or add --force", ("backup", path)),
         (Exit.USAGE, "belongs to the database itself", ("backup", "--force", str(inturn.home / "inturn.db"))),
+        (Exit.USAGE, "a backup is a file, and no stream", ("backup", "-")),
+        (Exit.USAGE, "a backup is a file, and no stream", ("restore", "-")),
         (Exit.USAGE, "No such file", ("restore", f"{path}.missing")),
-        (Exit.FAILURE, "holds 1 sessions, and only an empty one", ("restore", path)),
+        (Exit.FAILURE, f"move {inturn.home / 'inturn.db'} away, with", ("restore", path)),
         (Exit.USAGE, "'mysql://h/x' names no database", ("copy", "mysql://h/x")),
         (Exit.USAGE, "is the database that is copied", ("copy", inturn.database_url)),
         (Exit.UNREACHABLE, "no connection", ("copy", nobody)),

@@ -105,6 +105,9 @@ def test_a_database_that_cannot_be_reached(embedded: Inturn, postgres: PostgresS
         said = embedded.refused(Exit.UNREACHABLE, "--database-url", url, "send", "s", "hello")
         assert matches("no connection to the database postgresql.*set INTURN_DATABASE_URL", said), said
         assert sign in said or sign == "is refused", said
+        assert ("Create it: `createdb nobodys`" in said) == ("nobodys" in url), said
+        said = embedded.refused(Exit.UNREACHABLE, "db", "copy", url)
+        assert matches("no connection to the database postgresql.*, or name another one to copy into", said), said
     gone = ("--database-url", unreachable_databases(postgres)["is refused"])
     for command in ("worker",), ("up",), ("db", "upgrade"):
         said = embedded.refused(Exit.UNREACHABLE, *gone, *command)

@@ -1,5 +1,6 @@
 """What people type: spans, moments, pairs."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -24,10 +25,19 @@ def test_a_span_has_a_unit(text: str, length: timedelta) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "d", "-1d", "0s", "7 d", "1e3d", "9" * 400 + "d", "999999999w", "\u0663d", "1mo", "sevend"]
+    ("text", "reason"),
+    [
+        *((text, "is no length of time") for text in ("", "d", "7 d", "1e3d", "\u0663d", "1mo", "sevend", "1h30m")),
+        ("7", "'7' has no unit: write 7s, 7m, 7h, 7d or 7w"),
+        ("-1d", "'-1d' is not positive"),
+        ("-7", "'-7' is not positive"),
+        ("0s", "'0s' is not positive"),
+        ("999999999w", "'999999999w' is too long: 36,500 days at most"),
+        ("9" * 400 + "d", "is too long"),
+    ],
 )
-def test_what_is_no_span(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="no length of time"):
+def test_what_is_no_span(text: str, reason: str) -> None:
+    with pytest.raises(click.BadParameter, match=reason):
         span(text)
 
 
@@ -54,8 +64,34 @@ def test_what_is_to_happen_is_due_at_a_time_or_in_a_span() -> None:
     assert due("2026-12-01T08:00+01:00") == datetime(2026, 12, 1, 7, tzinfo=UTC)
     assert due("2026-12-01T08:00") == datetime(2026, 12, 1, 8).astimezone(UTC)
     assert due("90m") == timedelta(minutes=90)
-    with pytest.raises(click.BadParameter, match="'tomorrow' is no time"):
-        due("tomorrow")
+    assert due("2020-01-01T00:00Z") == datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *((text, f"'{text}' is no time: write") for text in ("", "tomorrow", "1h30m", "2026-13-01", "1.12.2026")),
+        ("90", "'90' has no unit"),
+        ("-5m", "'-5m' is not positive"),
+        ("0m", "'0m' is not positive"),
+        ("99999999d", "'99999999d' is too long"),
+    ],
+)
+def test_what_is_no_time_says_why(text: str, reason: str) -> None:
+    for read in due, moment:
+        with pytest.raises(click.BadParameter, match=reason):
+            read(text)
+
+
+def test_who_writes_no_zone_is_told_which_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        with pytest.raises(click.BadParameter, match=r"2026-12-01T08:00 \(local time, so 2026-12-01T08:00\+05:30\)"):
+            due("tomorrow")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_pairs() -> None:
