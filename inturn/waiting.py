@@ -3,11 +3,12 @@ reply.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from threading import Condition, Lock
+from threading import TIMEOUT_MAX, Condition, Lock
 
 import redis
 
@@ -18,7 +19,7 @@ from inturn.models.store import presence, reading
 from inturn.settings import Settings
 from inturn.workers.events import FALLBACK_SECONDS, Bell
 from inturn.workers.queues import Hints, replies
-from inturn.workers.stack import StackUse, ensure_stack
+from inturn.workers.stack import StackUse
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Waiter:
     def __init__(self, database: Database, settings: Settings, broker: redis.Redis, hints: Hints) -> None:
         self._database, self._settings, self._broker, self._hints = database, settings, broker, hints
         self._stack: StackUse | None = None
+        self._served = False
         self._starting = Lock()
         self._closed = False
         self._waits = 0
@@ -59,22 +61,23 @@ class Waiter:
             TurnNotFoundError: its session was deleted.
             ClosedError: the client was stopped meanwhile.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         with self._counted():
             found = self._outcome(session_id, number)
             return found.number if found.state in FINAL else self._await(session_id, found.number, deadline)
 
-    def _await(self, session_id: int, number: int, deadline: float | None) -> int | None:
-        self._hold_stack()
-        nobody = Nobody(lambda: alive_workers(self._database, self._settings))
+    def _await(self, session_id: int, number: int, deadline: float) -> int | None:
+        self._hold_stack(deadline)
+        nobody = Nobody(lambda: alive_workers(self._database, self._settings), starter(self._settings))
         with Bell(self._broker, replies(session_id)) as bell:
             while not self._closed:
                 found = self._outcome(session_id, number)
                 number = found.number
                 if found.state in FINAL:
                     return number
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    nobody.check_at_the_end()
                     return None
                 nobody.check()
                 bell.wait(left)
@@ -100,13 +103,30 @@ class Waiter:
             raise TurnNotFoundError(f"{session_id}.{number}")
         return found
 
-    def _hold_stack(self) -> None:
-        if not self._settings.is_embedded or self._stack is not None:
+    def _hold_stack(self, deadline: float) -> None:
+        """On the embedded default, wait until a stack runs; one that is late is not waited for beyond the deadline."""
+        if not self._settings.is_embedded or self._served:
             return
-        with self._starting:
-            if self._stack is None and not self._closed:
-                self._stack = ensure_stack(self._settings, report=logger.info)
-                self._hints.retry_now()
+        left = max(0.0, deadline - time.monotonic())
+        if not self._starting.acquire(timeout=min(left, TIMEOUT_MAX)):
+            return
+        try:
+            self._start_stack(deadline)
+        finally:
+            self._starting.release()
+
+    def _start_stack(self, deadline: float) -> None:
+        if self._served or self._closed:
+            return
+        self._stack = self._stack or StackUse(self._settings, report=logger.info)
+        try:
+            self._served = self._stack.get_ready(deadline)
+        except BaseException:
+            self._stack.close()
+            self._stack = None
+            raise
+        if self._served:
+            self._hints.retry_now()
 
     def close(self) -> None:
         """Returns when threads that wait have noticed it: until then they use the client's connections."""
@@ -123,27 +143,48 @@ def stopped() -> ClosedError:
     return ClosedError("this client was stopped: the turn goes on, and another client can wait for it")
 
 
-class Nobody:
-    """Notices that no worker is alive, not at the first look but after a while of looking."""
+def starter(settings: Settings) -> str:
+    """What starts a worker: a worker alone would wait for the embedded broker, which comes with ``inturn up``."""
+    return "inturn up" if settings.has_embedded_broker else "inturn worker"
 
-    def __init__(self, processes: Callable[[], list[presence.WorkerInfo]]) -> None:
-        self._processes = processes
+
+class Nobody:
+    """Notices that no worker is alive, not at the first look but after a while of looking.
+
+    Args:
+        processes: who is there.
+        command: what starts a worker.
+    """
+
+    def __init__(self, processes: Callable[[], list[presence.WorkerInfo]], command: str) -> None:
+        self._processes, self._command = processes, command
         self._next_look = 0.0
         self._since: float | None = None
 
     def check(self) -> None:
         """Raises: NoWorkerError."""
         now = time.monotonic()
-        if now < self._next_look:
-            return
+        if now >= self._next_look:
+            self._look(now, NOBODY_SECONDS)
+
+    def check_at_the_end(self) -> None:
+        """The last look, when nobody waits on. A wait too short for two looks cannot tell: a worker may be starting.
+
+        Raises:
+            NoWorkerError: nobody was there all the time.
+        """
+        if self._since is not None:
+            self._look(time.monotonic(), LOOK_FOR_WORKERS_SECONDS)
+
+    def _look(self, now: float, patience: float) -> None:
         self._next_look = now + LOOK_FOR_WORKERS_SECONDS
         if any(process.alive and process.kind is ProcessKind.WORKER for process in self._processes()):
             self._since = None
         elif self._since is None:
             self._since = now
-            logger.warning("action=no_worker_alive: start one with `inturn worker`")
-        elif now - self._since >= NOBODY_SECONDS:
+            logger.warning("action=no_worker_alive: start one with `%s`", self._command)
+        elif now - self._since >= patience:
             raise NoWorkerError(
-                "no worker is alive, so nobody will reply now. The prompt is stored: start `inturn worker` "
+                f"no worker is alive, so nobody will reply now. The prompt is stored: start `{self._command}` "
                 "(with the same database and broker), and wait for the turn again"
             )

@@ -29,6 +29,13 @@ def database_of(invocation: Invocation) -> "closing[Database]":
     return closing(Database(invocation.settings.effective_database_url))
 
 
+def refuse_stream(_context: click.Context, _argument: click.Parameter, path: Path) -> Path:
+    """Raises: click.BadParameter: ``-``, which elsewhere is stdin, would be a file of that name."""
+    if path == Path("-"):
+        raise click.BadParameter("a backup is a file, and no stream: name one")
+    return path
+
+
 @click.group()
 @global_flags()
 def db() -> None:
@@ -47,28 +54,36 @@ def upgrade(invocation: Invocation) -> None:
 
 
 @db.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @pass_invocation
-def current(invocation: Invocation) -> None:
+def current(invocation: Invocation, as_json: bool) -> None:
     """Print the schema's version ("none" where there are no tables yet)."""
     from inturn.models import migrations
 
     with database_of(invocation) as database:
-        render.data(migrations.current(database) or "none")
+        found = migrations.current(database)
+    if as_json:
+        render.json_line({"schema": found})
+    else:
+        render.data(found or "none")
 
 
 @db.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; none if it fails.")
 @pass_invocation
-def check(invocation: Invocation) -> None:
+def check(invocation: Invocation, as_json: bool) -> None:
     """Fail unless the schema is the one that this inturn works with."""
     from inturn.models import migrations
 
     with database_of(invocation) as database:
         migrations.check(database)
+    if as_json:
+        render.json_line({"schema": migrations.HEAD})
     render.talk(f"the schema is {migrations.HEAD}, as it should be")
 
 
 @db.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path), callback=refuse_stream)
 @click.option("--force", is_flag=True, help="Replace a file that is there, once the new one is whole.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @pass_invocation
@@ -88,7 +103,7 @@ def backup(invocation: Invocation, path: Path, force: bool, as_json: bool) -> No
 
 
 @db.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path), callback=refuse_stream)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @pass_invocation
 def restore(invocation: Invocation, path: Path, as_json: bool) -> None:
@@ -106,8 +121,9 @@ def restore(invocation: Invocation, path: Path, as_json: bool) -> None:
             refuse_company(target, settings, "a backup is restored where nobody is at work")
         moved = transfer.move(source, target, caps(settings), progress=progress)
     if as_json:
-        render.json_line({"path": path, **told(moved.rows), "waiting": moved.waiting})
+        render.json_line({"path": path, **told(moved.rows), "waiting": moved.waiting, "paused": moved.paused})
     render.talk(f"restored {counted(moved.rows)} from {path}{waiting(moved, settings)}")
+    tell_paused(moved)
 
 
 @db.command()
@@ -125,7 +141,8 @@ def copy(invocation: Invocation, url: str, as_json: bool) -> None:
     from inturn.settings import masked_url
 
     settings, there = invocation.settings, elsewhere(invocation, url)
-    with database_of(invocation) as source, closing(Database(there.effective_database_url)) as target:
+    goal = Database(there.effective_database_url, instead="name another one to copy into")
+    with database_of(invocation) as source, closing(goal) as target:
         if source.url == target.url:
             raise InvalidInputError(f"{source.url!r} is the database that is copied: name another one to copy it into")
         transfer.refuse_missing(source)
@@ -145,6 +162,7 @@ def copy(invocation: Invocation, url: str, as_json: bool) -> None:
                 "to": shown,
                 **told(moved.rows),
                 "waiting": moved.waiting,
+                "paused": moved.paused,
             }
         )
     render.talk(f"copied {counted(moved.rows)} into {shown}, every row counted")
@@ -153,6 +171,7 @@ def copy(invocation: Invocation, url: str, as_json: bool) -> None:
         f"from now on set INTURN_DATABASE_URL={shown} (or database_url in inturn.toml{password}) for workers, beat and "
         f"whatever sends{waiting(moved, there)}"
     )
+    tell_paused(moved)
     render.talk(
         f"{masked_url(settings.effective_database_url)} is as it was. Let nobody work there again: what waits would be "
         "answered twice"
@@ -237,5 +256,11 @@ def counted(rows: dict[str, int]) -> str:
 
 def waiting(moved: "Moved", settings: "Settings") -> str:
     """The end of a sentence on who answers what waits."""
-    who = "`inturn up`" if settings.is_embedded else "`inturn worker`"
+    who = "`inturn up`" if settings.has_embedded_broker else "`inturn worker`"
     return f"; {render.counted(moved.waiting, 'turn')} waiting: start {who}" if moved.waiting else ""
+
+
+def tell_paused(moved: "Moved") -> None:
+    """A pause goes along, and nothing else would show it where the lane is looked at next."""
+    for lane in moved.paused:
+        render.talk(f"lane {lane} is paused there: what waits in it waits until `inturn lane resume {lane}`")

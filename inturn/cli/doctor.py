@@ -76,6 +76,7 @@ def check_database(settings: "Settings") -> Iterator[Finding]:
             migrations.check(database)
             yield Finding("ok", "database", f"{shown}, schema {migrations.HEAD}")
             yield from check_processes(settings, database)
+            yield from check_halted(database)
     except InturnError as error:
         yield Finding("fail", "database", str(error))
 
@@ -97,6 +98,7 @@ def check_processes(settings: "Settings", database: "Database") -> Iterator[Find
             )
     state: Literal["warn", "fail"] = "warn" if settings.is_embedded else "fail"
     too = "; so does any command that waits for a reply" if settings.is_embedded else ""
+    worker, beat = ("up", "up") if settings.has_embedded_broker else ("worker", "beat")
     workers = [one for one in processes if one.kind is ProcessKind.WORKER]
     if workers:
         who = ", ".join(f"{one.host}/{one.pid} ({one.lanes})" for one in workers)
@@ -104,14 +106,24 @@ def check_processes(settings: "Settings", database: "Database") -> Iterator[Find
         for lane in sorted(set(Lane) - {lane for one in workers for lane in one.lanes.split(",")}):
             yield Finding("warn", "workers", f"nobody serves the lane {lane}: start `inturn worker --lanes {lane}`")
     else:
-        yield Finding(
-            state, "workers", f"none is alive, so nothing is answered: `inturn worker` or `inturn up` starts one{too}"
-        )
+        yield Finding(state, "workers", f"none is alive, so nothing is answered: `inturn {worker}` starts one{too}")
     if any(one.kind is ProcessKind.BEAT for one in processes):
         yield Finding("ok", "beat", "alive")
     else:
+        yield Finding("warn", "beat", f"not alive, so nothing is cleaned up: `inturn {beat}` starts it{too}")
+
+
+def check_halted(database: "Database") -> Iterator[Finding]:
+    """Which sessions go on only when somebody says so."""
+    from inturn.models.store.halting import count_halted
+
+    number, first = count_halted(database)
+    if number:
         yield Finding(
-            "warn", "beat", f"not alive, so nothing is cleaned up: `inturn beat` or `inturn up` starts it{too}"
+            "warn",
+            "sessions",
+            f"{render.counted(number, 'session')} halted behind a quarantined turn: `inturn why {first}` says why, and "
+            f"`inturn session continue {first}` lets it go on",
         )
 
 
@@ -143,8 +155,11 @@ def check_broker(settings: "Settings") -> Iterator[Finding]:
 
 def embedded_broker(settings: "Settings") -> Finding:
     from inturn.workers import embedded
+    from inturn.workers.stack import about_silent_broker
 
     try:
+        if embedded.broker_is_silent(settings.home):
+            return Finding("fail", "broker", about_silent_broker(settings.home))
         if embedded.broker_answers(settings.home):
             return Finding("ok", "broker", f"the embedded one answers on {embedded.broker_socket(settings.home)}")
         binary = embedded.server_binary()

@@ -56,7 +56,7 @@ class Remarks(logging.Handler):
 
     SENTENCES: ClassVar[dict[str, str]] = {
         "hint_failed": "the broker does not answer; what is sent is stored, and workers will find it by themselves",
-        "no_worker_alive": "no worker is alive, so nobody replies yet: start one with `inturn worker`",
+        "no_worker_alive": "no worker is alive, so nobody replies yet: `inturn doctor` says what to start",
     }
 
     def __init__(self, *, embedded: bool) -> None:

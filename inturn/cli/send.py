@@ -1,5 +1,7 @@
 """``inturn send``: one prompt, with or without its reply."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +12,7 @@ from inturn.cli.records import message_record, turn_record
 from inturn.cli.values import due
 from inturn.cli.words import way_back
 from inturn.models.content import checked_prompt
+from inturn.models.errors import InturnError, SendTimeoutError
 from inturn.models.states import ProcessKind
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ READ_LIMIT = 2**20  # far more than a prompt may have: who pipes in a film is re
     "--not-before",
     type=due,
     metavar="TIME",
-    help="Not before then: 2026-12-01T08:00, or 90m (from now). Later ones wait.",
+    help="Not before then: 90m (from now; s, m, h, d or w), or 2026-12-01T08:00 (local, if it names no zone). Past: now.",
 )
 @click.option(
     "--lane", type=click.Choice(["chat", "batch"]), default="chat", help="batch: behind interactive work [chat]."
@@ -74,12 +77,25 @@ def target(client: "Client", session_id: str, create: bool, model: str | None) -
 
 def print_reply(client: "Client", turn: "Turn", timeout: float, as_json: bool) -> None:
     embedded = client.settings.is_embedded
-    with way_back(turn, embedded=embedded), render.waiting(f"waiting for turn {turn.id} ..."):
+    with way_back(turn, embedded=embedded), reasoned(client, turn), render.waiting(f"waiting for turn {turn.id} ..."):
         message = turn.wait(timeout)
     if as_json:
         render.json_line(message_record(message))
     else:
         render.data(message.data.content)
+
+
+@contextmanager
+def reasoned(client: "Client", turn: "Turn") -> Iterator[None]:
+    """Give a wait that took too long a note on what the turn waits for."""
+    try:
+        yield
+    except SendTimeoutError as late:
+        with suppress(InturnError):
+            reason = client.why(turn.id)
+            besides = "".join(f"; besides: {other.sentence}" for other in reason.besides)
+            late.add_note(f"{reason.sentence}{besides}. `inturn why {turn.id}` looks again")
+        raise
 
 
 def print_turn(client: "Client", turn: "Turn", as_json: bool) -> None:
@@ -88,4 +104,5 @@ def print_turn(client: "Client", turn: "Turn", as_json: bool) -> None:
     else:
         render.data(turn.id)
     if not any(one.alive and one.kind is ProcessKind.WORKER for one in client.list_workers()):
-        render.talk("the prompt is stored; no worker is alive: `inturn up` or `inturn worker` will answer it")
+        start = "inturn up" if client.settings.has_embedded_broker else "inturn worker"
+        render.talk(f"the prompt is stored; no worker is alive: `{start}` will answer it")

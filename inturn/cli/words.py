@@ -14,10 +14,7 @@ def sentence(error: errors.InturnError) -> str:
         case errors.SessionExistsError(session_id=taken):
             return f"session {taken!r} exists already: go on with `inturn chat {taken}` or `inturn send {taken} PROMPT`"
         case errors.NoWorkerError():
-            return (
-                "no worker is alive, so nobody will reply now. The prompt is stored: start `inturn worker` "
-                "(with the same database and broker)"
-            )
+            return str(error).removesuffix(", and wait for the turn again")
         case errors.SendTimeoutError():
             return str(error).partition(". ")[0]  # behind it stands how Python waits again
     return str(error)
@@ -31,6 +28,6 @@ def way_back(turn: errors.HasId, *, embedded: bool) -> Iterator[None]:
     except NO_REPLY_WILL_COME:
         raise
     except (errors.InturnError, KeyboardInterrupt) as end:
-        how = " (`inturn up` sees to that)" if embedded else ""
+        how = " (for which `inturn up` has to run)" if embedded else ""
         end.add_note(f"turn {turn.id} is kept: `inturn turn show {turn.id}` has the reply once it is answered{how}")
         raise

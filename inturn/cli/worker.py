@@ -51,12 +51,15 @@ def prepared_app(invocation: Invocation) -> "InturnApp":
     from inturn.models import migrations
     from inturn.models.database import Database
     from inturn.workers.app import make_app
-    from inturn.workers.embedded import broker_answers
+    from inturn.workers.embedded import broker_answers, broker_is_silent
+    from inturn.workers.stack import about_silent_broker
 
     settings = invocation.settings
     with closing(Database(settings.effective_database_url, connections=1)) as database:
         migrations.prepare(database)
-    if settings.has_embedded_broker and not broker_answers(settings.home):
+    if settings.has_embedded_broker and broker_is_silent(settings.home):
+        render.talk(about_silent_broker(settings.home))
+    elif settings.has_embedded_broker and not broker_answers(settings.home):
         render.talk(
             "the embedded broker does not run, and is waited for: `inturn up` starts it, with a worker and beat"
         )

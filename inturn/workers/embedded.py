@@ -82,6 +82,21 @@ def broker_answers(home: Path) -> bool:
     return False
 
 
+def broker_is_silent(home: Path) -> bool:
+    """Whether a broker of this home runs and leaves a PING without a word: it is stopped, or hangs. Refusals are words."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(ANSWER_SECONDS)
+        try:
+            probe.connect(str(broker_socket(home)))
+            probe.sendall(b"PING\r\n")
+            probe.recv(1)
+        except (TimeoutError, BlockingIOError):  # the latter: so many knock at it that no more can
+            return True
+        except OSError:
+            pass
+    return False
+
+
 def start_broker(
     home: Path, *, report: Callable[[str], None], give_up: Callable[[], bool] = lambda: False
 ) -> subprocess.Popen[bytes]:

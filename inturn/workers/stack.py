@@ -7,6 +7,7 @@ The linked supervisor takes that lock alone before it goes: whoever comes in tha
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from inturn.models.errors import NoWorkerError
 from inturn.origins import ENVIRONMENT_PREFIX, FLAG
 from inturn.settings import Settings
 from inturn.workers.children import launch_program
-from inturn.workers.embedded import broker_answers
+from inturn.workers.embedded import broker_answers, broker_is_silent
 from inturn.workers.home import FileLock, last_lines, lock_is_held, log_file, private_directory, write_whole
 from inturn.workers.processes import ProcessIdentity
 
@@ -31,6 +32,7 @@ START_SECONDS = 30.0
 STOPPING_SECONDS = 15.0  # what a supervisor needs after its workers' grace: to stop the broker and to clean up
 POLL_SECONDS = 0.05
 APPEAR_SECONDS = 0.5
+BROKER = "broker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +93,6 @@ class StackInfo:
             return None
 
 
-class StackUse:
-    """A user's hold on the stack: while it is open, a linked stack stays. Close it, or use it in ``with``."""
-
-    def __init__(self, lock: FileLock) -> None:
-        self._lock = lock
-
-    def close(self) -> None:
-        """Let the stack go. Twice is harmless."""
-        self._lock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def state_file(home: Path) -> Path:
     return home / "up.json"
 
@@ -158,14 +141,21 @@ def inturn_command(*words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "inturn", *words]
 
 
-def ensure_stack(
-    settings: Settings,
-    *,
-    command: Sequence[str] | None = None,
-    start_seconds: float = START_SECONDS,
-    report: Callable[[str], None] = lambda sentence: None,
-) -> StackUse:
-    """Hold on to the stack of this home, and start a linked one when none runs. Returns when it is ready.
+def about_silent_broker(home: Path) -> str:
+    """What to say of an embedded broker that runs and does not answer, and what to do about it."""
+    known, stack = StackInfo.read(home) or StackInfo(), running_stack(home)
+    broker = known.children.get(BROKER)
+    told = f"the embedded broker{f' (PID {broker.pid})' if broker else ''} runs and does not answer"
+    if stack is None or stack.supervisor is None:
+        return f"{told}: `inturn up` stops it and starts another one"
+    return (
+        f"{told}. Its stack (PID {stack.supervisor.pid}) starts it again when that lasts; if nothing changes within half "
+        f"a minute, stop that stack (`kill {stack.supervisor.pid}`) and start `inturn up`"
+    )
+
+
+class StackUse:
+    """A user's hold on the stack of a home: while it is open, a linked stack stays. Close it, or use it in ``with``.
 
     Args:
         settings: Whose database and broker must both be the embedded ones.
@@ -174,74 +164,133 @@ def ensure_stack(
         report: Is told what there is to wait for.
 
     Raises:
-        NoWorkerError: It is not for us to start workers here, or the stack did not get ready.
+        NoWorkerError: It is not for us to start workers here.
         StorageError: The home cannot be written.
     """
-    if not settings.is_embedded:
-        raise NoWorkerError("no worker is alive, and this database is not the embedded one: start `inturn worker`")
-    home = private_directory(settings.home)
-    lock = FileLock(users_lock(home))
-    try:
-        _join_users(lock, settings.shutdown_grace_seconds + STOPPING_SECONDS, report)
-        _Start(settings, command or inturn_command("up", "--linked"), report).run(start_seconds)
-    except BaseException:
-        lock.close()
-        raise
-    return StackUse(lock)
 
-
-def _join_users(lock: FileLock, seconds: float, report: Callable[[str], None]) -> None:
-    """Become one of the users, after a linked stack that is stopping has gone.
-
-    Raises:
-        NoWorkerError: It takes longer than its workers' grace allows.
-    """
-    began, told = time.monotonic(), False
-    while not lock.try_shared():
-        waited = time.monotonic() - began
-        if waited > seconds:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        command: Sequence[str] | None = None,
+        start_seconds: float = START_SECONDS,
+        report: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        if not settings.is_embedded:
+            start = "inturn up" if settings.has_embedded_broker else "inturn worker"
             raise NoWorkerError(
-                f"the stack before this one has not stopped within {seconds:g} s. Look at {lock.path.parent}"
+                f"no worker is alive, and database and broker are not both the embedded ones: start `{start}`"
             )
-        if waited > 1 and not told:
-            report("waiting for the stack before this one to finish its replies in hand")
-            told = True
-        time.sleep(POLL_SECONDS)
+        self._lock = FileLock(users_lock(private_directory(settings.home)))
+        self._start = _Start(settings, command or inturn_command("up", "--linked"), start_seconds, report)
+        self._joining_seconds = settings.shutdown_grace_seconds + STOPPING_SECONDS
+        self._report = report
+        self._joined = self._ready = False
+
+    def get_ready(self, deadline: float = math.inf) -> bool:
+        """Hold on to the stack, start a linked one when none runs, and wait until it is ready.
+
+        Args:
+            deadline: When to stop waiting (``time.monotonic``). What was started goes on starting, for the next call.
+
+        Returns:
+            Whether it got ready before the deadline.
+
+        Raises:
+            NoWorkerError: It ended at its start, or took too long, or its broker does not answer.
+            StorageError: The home cannot be written.
+        """
+        self._joined = self._joined or self._join_users(deadline)
+        self._ready = self._ready or (self._joined and self._start.run(deadline))
+        return self._ready
+
+    def close(self) -> None:
+        """Let the stack go. Twice is harmless."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _join_users(self, deadline: float) -> bool:
+        """Become one of the users, after a linked stack that is stopping has gone. Returns False at the deadline.
+
+        Raises:
+            NoWorkerError: It takes longer than its workers' grace allows.
+        """
+        began, told = time.monotonic(), False
+        while not self._lock.try_shared():
+            waited = time.monotonic() - began
+            if waited > self._joining_seconds:
+                raise NoWorkerError(
+                    f"the stack before this one has not stopped within {self._joining_seconds:g} s. "
+                    f"Look at {self._lock.path.parent}"
+                )
+            if time.monotonic() > deadline:
+                return False
+            if waited > 1 and not told:
+                self._report("waiting for the stack before this one to finish its replies in hand")
+                told = True
+            time.sleep(POLL_SECONDS)
+        return True
 
 
 class _Start:
     """A user's wait for a ready stack, in which one of all those who wait starts it."""
 
-    def __init__(self, settings: Settings, command: Sequence[str], report: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, command: Sequence[str], seconds: float, report: Callable[[str], None]
+    ) -> None:
         self._settings = settings
         self._home = settings.home
         self._command = command
+        self._seconds = seconds
         self._report = report
         self._log = log_file(settings.home, "up")
-        self._said = 0
+        self._said = self._log.stat().st_size if self._log.exists() else 0  # what is said later is about this start
         self._process: subprocess.Popen[bytes] | None = None
+        self._silent = False
 
-    def run(self, seconds: float) -> None:
-        """Wait until a stack is ready, whoever started it.
+    def run(self, deadline: float) -> bool:
+        """Wait until a stack is ready, whoever started it. Returns False at the deadline.
 
         Raises:
-            NoWorkerError: None gets ready in time.
+            NoWorkerError: None gets ready in time, or the broker does not answer at the deadline.
         """
         with FileLock(self._home / "starting.lock") as turn:
-            deadline = time.monotonic() + seconds
+            latest = time.monotonic() + self._seconds
             while not self._is_ready(stack := running_stack(self._home)):
                 if stack and stack.stopping:
-                    deadline = time.monotonic() + seconds  # it ends within its own grace, and ours begins after that
-                if time.monotonic() > deadline:
-                    raise NoWorkerError(
-                        f"the embedded stack did not get ready within {seconds:g} s. {self._last_words()}"
-                    )
+                    latest = (
+                        time.monotonic() + self._seconds
+                    )  # it ends within its own grace, and ours begins after that
+                if time.monotonic() > min(latest, deadline):
+                    return self._give_up(too_late=time.monotonic() > latest)
                 if stack is None and turn.try_exclusive():
                     self._launch()
                 time.sleep(POLL_SECONDS)
+        return True
 
     def _is_ready(self, stack: StackInfo | None) -> bool:
-        return stack is not None and stack.ready and not stack.stopping and broker_answers(self._home)
+        if stack is None or not stack.ready or stack.stopping:
+            self._silent = False
+            return False
+        self._silent = broker_is_silent(self._home)
+        return not self._silent and broker_answers(self._home)
+
+    def _give_up(self, *, too_late: bool) -> bool:
+        """Raises: NoWorkerError: unless it may still get ready."""
+        if self._silent:
+            raise NoWorkerError(about_silent_broker(self._home))
+        if too_late:
+            raise NoWorkerError(
+                f"the embedded stack did not get ready within {self._seconds:g} s. {self._last_words()}"
+            )
+        return False
 
     def _launch(self) -> None:
         """Start a supervisor that outlives us, unless ours is on its way.
@@ -261,5 +310,6 @@ class _Start:
             )
 
     def _last_words(self) -> str:
-        words = " / ".join(last_lines(self._log, 8, after=self._said)) or "nothing"
-        return f"It said: {words}. `inturn up` shows more, and so do the logs in {self._log.parent}"
+        words = " / ".join(last_lines(self._log, 8, after=self._said))
+        said = f"It said: {words}. " if words else ""
+        return f"{said}`inturn up` shows more, and so do the logs in {self._log.parent}"

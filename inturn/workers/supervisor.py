@@ -23,6 +23,7 @@ from inturn.workers.children import Child, launch_program, stop_children, stop_o
 from inturn.workers.home import FileLock, lock_holders, log_file, private_directory, storage_refusals
 from inturn.workers.processes import ProcessIdentity
 from inturn.workers.stack import (
+    BROKER,
     STOPPING_SECONDS,
     StackInfo,
     child_environment,
@@ -37,7 +38,9 @@ TICK_SECONDS = 0.1
 ENTER_SECONDS = 1.0  # others look at the lock by taking it for a moment, so that one refusal means nothing
 ORPHAN_GRACE_SECONDS = 10.0
 LINGER_SECONDS = 10.0  # a person who types one command after the other waits for one start only
-BROKER = "broker"
+LOOK_SECONDS = 2.0
+MISSED_LOOKS = 6
+"""In a row: far more than a fork or a slow disk takes. Counted, as a machine that was suspended has missed seconds only."""
 
 
 class Supervisor:
@@ -87,6 +90,8 @@ class Supervisor:
         self._stopping = False
         self._interrupts = 0
         self._unused_since: float | None = None
+        self._next_look = 0.0
+        self._missed_looks = 0
         self._orphans: dict[str, ProcessIdentity] = {}
         self._broker = (
             []
@@ -191,6 +196,7 @@ class Supervisor:
 
     def _watch(self, users: FileLock) -> None:
         while not self._interrupts and not self._is_unused(users):
+            self._end_silent_broker()
             changes = [child.tend() for child in (*self._broker, *self._crew)]
             if any(changes):
                 self._ready = False
@@ -200,6 +206,26 @@ class Supervisor:
                 self._record()
                 self._report("ready")
             time.sleep(TICK_SECONDS)
+
+    def _end_silent_broker(self) -> None:
+        """Kill a broker that runs and has not answered for long: it is then started again as any that has died."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        for child in self._broker:
+            self._missed_looks = self._missed_looks + 1 if child.is_running() and self._broker_is_silent() else 0
+            if self._missed_looks >= MISSED_LOOKS and child.identity:
+                self._missed_looks = 0
+                self._report(
+                    f"{child.name} (PID {child.identity.pid}) has not answered for {MISSED_LOOKS * LOOK_SECONDS:g} s: "
+                    "killing it. It holds only hints, and the sweep sends them again"
+                )
+                child.signal(signal.SIGKILL)
+
+    def _broker_is_silent(self) -> bool:
+        with suppress(InturnError):  # its socket's place became somebody else's, which is no reason to stop
+            return embedded.broker_is_silent(self._home)
+        return False
 
     def _is_ready(self) -> bool:
         if not all(child.is_running() for child in (*self._broker, *self._crew)):

@@ -237,7 +237,8 @@ def quarantined(started: Started, error: CellDiedError) -> Settlement:
         ended(started, TurnState.FAILED, AttemptOutcome.LOST),
         error_type="worker_lost",
         error_message=f"{started.rescues} workers died during this turn's calls, and the process that then made its call "
-        f"for it alone {error}: the reply is taken for the reason, and is not asked for again",
+        f"for it alone {error}: the reply is taken for the reason, and the turn is not tried again by itself: "
+        f"`inturn turn retry {started.turn_id}` does",
         retryable=True,
     )
 

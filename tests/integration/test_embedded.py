@@ -1,5 +1,6 @@
 """The embedded broker with a real server: where it listens, what it keeps, and what stands in its way."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -18,6 +19,7 @@ from inturn.models.errors import BrokerUnreachableError, StorageError
 from inturn.workers import embedded
 from inturn.workers.embedded import (
     broker_answers,
+    broker_is_silent,
     broker_socket,
     broker_url,
     remove_socket,
@@ -77,6 +79,33 @@ def test_it_listens_for_its_user_only(tmp_path: Path, start: Start, reports: lis
         assert {name: broker.config_get(name)[name] for name in wanted} == wanted
     assert os.getsid(process.pid) == process.pid, "Ctrl-C must not reach it"
     assert reports == []
+
+
+def test_silent_is_one_that_hangs_and_not_one_that_is_away_or_refuses(tmp_path: Path, start: Start):
+    assert not broker_is_silent(tmp_path)
+    process = start(tmp_path)
+    assert not broker_is_silent(tmp_path)
+    process.send_signal(signal.SIGSTOP)
+    assert broker_is_silent(tmp_path)
+    process.send_signal(signal.SIGCONT)
+    assert not broker_is_silent(tmp_path)
+    with client(tmp_path) as broker:
+        broker.config_set("maxclients", 1)
+        assert not broker_answers(tmp_path)
+        assert not broker_is_silent(tmp_path)
+
+
+def test_a_socket_at_which_no_more_can_knock_is_silent(tmp_path: Path):
+    with contextlib.ExitStack() as queue:
+        listener = queue.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(tmp_path / "broker.sock"))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                knocking = queue.enter_context(socket.socket(socket.AF_UNIX))
+                knocking.setblocking(False)
+                knocking.connect(str(tmp_path / "broker.sock"))
+        assert broker_is_silent(tmp_path)
 
 
 def test_its_environment_has_no_secrets(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,6 @@ from inturn.workers.stack import (
     StackInfo,
     StackUse,
     child_environment,
-    ensure_stack,
     running_stack,
     stack_lock,
     users_lock,
@@ -30,8 +29,9 @@ from tests.stacks import Stack, wait_until
 USER = """
 import json, sys, time
 from inturn.settings import Settings
-from inturn.workers.stack import ensure_stack
-use = ensure_stack(Settings.load(), command=json.loads(sys.argv[1]), report=print)
+from inturn.workers.stack import StackUse
+use = StackUse(Settings.load(), command=json.loads(sys.argv[1]), report=print)
+use.get_ready()
 print("served", flush=True)
 time.sleep(60)
 """
@@ -58,9 +58,12 @@ def use(stack: Stack) -> Iterator[Use]:
 
     def use(start_seconds: float = 15, report: Callable[[str], None] = print, **options: object) -> StackUse:
         settings = Settings.load(shutdown_grace_seconds=5, attempt_deadline_seconds=0.5)
-        uses.append(
-            ensure_stack(settings, command=linked(stack, **options), start_seconds=start_seconds, report=report)
-        )
+        uses.append(StackUse(settings, command=linked(stack, **options), start_seconds=start_seconds, report=report))
+        try:
+            assert uses[-1].get_ready()
+        except NoWorkerError:
+            uses[-1].close()
+            raise
         return uses[-1]
 
     yield use
@@ -173,8 +176,8 @@ def test_a_start_that_fails_is_quoted(stack: Stack, use: Use):
 
 
 def test_a_worker_that_does_not_start_is_quoted(stack: Stack, use: Use):
-    with pytest.raises(NoWorkerError, match=r"did not get ready within 2 s\. It said: .*no such luck"):
-        use(start_seconds=2, worker="failing")
+    with pytest.raises(NoWorkerError, match=r"did not get ready within 5 s\. It said: .*no such luck"):
+        use(start_seconds=5, worker="failing")
     wait_until(lambda: not stack.processes())
     stack.assert_nothing_left()
 
@@ -191,9 +194,12 @@ def test_children_get_the_settings_wherever_they_were_set(stack: Stack, monkeypa
 
 
 def test_elsewhere_than_on_the_embedded_default_nothing_is_started(stack: Stack):
-    for settings in (Settings.load(broker_url="redis://127.0.0.1:1"), Settings.load(database_url="sqlite:///other.db")):
-        with pytest.raises(NoWorkerError, match="start `inturn worker`"):
-            ensure_stack(settings)
+    for command, settings in {
+        "inturn worker": Settings.load(broker_url="redis://127.0.0.1:1"),
+        "inturn up": Settings.load(database_url="sqlite:///other.db"),
+    }.items():
+        with pytest.raises(NoWorkerError, match=f"start `{command}`"):
+            StackUse(settings)
     assert not stack.home.exists()
 
 
@@ -235,3 +241,38 @@ def test_a_user_that_has_to_wait_is_told_for_what(stack: Stack, use: Use):
         "waiting for the stack before this one to finish its replies in hand",
         "starting the embedded broker and a worker",
     ]
+
+
+def test_who_does_not_wait_that_long_is_not_kept_and_comes_back_to_the_same_start(stack: Stack):
+    settings = Settings.load(shutdown_grace_seconds=5, attempt_deadline_seconds=0.5)
+    with StackUse(settings, command=linked(stack), report=print) as use:
+        for _ in range(3):
+            began = time.monotonic()
+            assert not use.get_ready(began + 0.05)
+            assert time.monotonic() - began < 1
+        assert use.get_ready()
+    assert (stack.home / "log" / "up.log").read_text().splitlines().count("ready") == 1
+
+
+def test_who_waits_for_a_stack_that_is_stopping_is_not_kept_either(stack: Stack):
+    stack.home.mkdir()
+    with FileLock(users_lock(stack.home)) as going, StackUse(Settings.load()) as use:
+        assert going.try_exclusive()
+        assert not use.get_ready(time.monotonic() + 0.1)
+    assert running_stack(stack.home) is None
+
+
+def test_a_broker_that_hangs_is_named_and_no_former_stack_is_quoted(stack: Stack):
+    (stack.home / "log").mkdir(parents=True)
+    (stack.home / "log" / "up.log").write_text("ready\nstopped\n")
+    up = stack.up()
+    broker = stack.info().children["broker"]
+    broker.signal(signal.SIGSTOP)
+    settings = Settings.load(shutdown_grace_seconds=5, attempt_deadline_seconds=0.5)
+    began = time.monotonic()
+    with StackUse(settings) as use, pytest.raises(NoWorkerError) as caught:
+        use.get_ready(began + 1)
+    assert time.monotonic() - began < 4
+    assert str(caught.value).startswith(f"the embedded broker (PID {broker.pid}) runs and does not answer")
+    assert f"`kill {up.pid}`" in str(caught.value)
+    assert "stopped" not in str(caught.value)

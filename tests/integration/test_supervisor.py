@@ -98,6 +98,24 @@ def test_dead_children_are_started_again(stack: Stack) -> None:
     stack.assert_nothing_left()
 
 
+def test_a_broker_that_hangs_is_killed_and_started_again_and_one_that_stumbles_is_not(stack: Stack) -> None:
+    up = stack.up()
+    broker = stack.info().children["broker"]
+    broker.signal(signal.SIGSTOP)
+    time.sleep(4)
+    broker.signal(signal.SIGCONT)
+    wait_until(lambda: broker_answers(stack.home))
+    assert stack.pid("broker") == broker.pid
+    broker.signal(signal.SIGSTOP)
+    wait_until(lambda: stack.pid("broker") not in (0, broker.pid), 40)
+    wait_until(lambda: broker_answers(stack.home) and stack.info().ready)
+    said = stack.end(up)
+    assert f"broker (PID {broker.pid}) has not answered for 12 s: killing it" in said
+    assert f"broker (PID {broker.pid}) was killed by SIGKILL; starting it again" in said
+    assert said.count("killing it") == 1
+    stack.assert_nothing_left()
+
+
 def test_a_worker_that_fails_is_tried_ever_more_seldom_and_quoted(stack: Stack) -> None:
     up = stack.run(*stack.command(worker="failing")[2:])
     wait_until(lambda: "in 2 s" in stack.said(up))

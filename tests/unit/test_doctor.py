@@ -1,5 +1,6 @@
 """The check-up: what it finds on a bare machine, and in a dangerous place."""
 
+import socket
 from contextlib import closing
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from inturn.cli.doctor import Finding, check_up
 from inturn.models import migrations
 from inturn.models.database import Database
 from inturn.models.states import ProcessKind
-from inturn.models.store import presence
+from inturn.models.store import opening, presence
+from inturn.models.store.opening import NewSession
 from inturn.models.store.presence import Process
+from inturn.models.tables import LEASES
 from inturn.settings import Settings
+from inturn.workers import embedded
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +66,35 @@ def test_what_does_not_answer_is_named_without_its_password(tmp_path: Path) -> N
     assert "hidden" not in found.sentence
 
 
+def test_an_embedded_broker_that_hangs_keeps_inturn_from_working(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "ANSWER_SECONDS", 0.2)
+    (tmp_path / "home").mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(tmp_path / "home" / "broker.sock"))
+        hanging.listen()
+        [found] = findings(Settings.load(), "broker")
+    assert found.state == "fail"
+    assert found.sentence == (
+        "the embedded broker runs and does not answer: `inturn up` stops it and starts another one"
+    )
+    [found] = findings(Settings.load(), "broker")
+    assert found.state == "warn", "it does not run, and commands start it"
+
+
+def test_who_is_missing_is_started_by_what_brings_the_embedded_broker_along(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/inturn.db"
+    with closing(Database(url)) as database:
+        migrations.upgrade(database)
+    for broker, commands in ("", ("inturn up", "inturn up")), ("redis://127.0.0.1:1", ("inturn worker", "inturn beat")):
+        settings = Settings.load(database_url=url, broker_url=broker)
+        for subject, command in zip(("workers", "beat"), commands, strict=True):
+            [found] = findings(settings, subject)
+            assert f"`{command}` starts" in found.sentence
+            assert found.sentence.count("`") == 2
+
+
 def test_a_key_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     lab = {"lab": {"base_url": "http://lab.example/v1", "api_key_env": "LAB_KEY"}}
     [key] = findings(Settings.load(providers=lab, default_model="lab/small"), "key")
@@ -93,3 +126,19 @@ def test_a_lane_that_nobody_serves_is_named() -> None:
         database.transact(lambda db: presence.appear(db, process))
     assert [one.state for one in findings(settings, "workers")] == ["ok", "warn"]
     assert "the lane maintenance" in findings(settings, "workers")[1].sentence
+
+
+def test_sessions_that_stand_still_are_counted() -> None:
+    settings = Settings.load()
+    with closing(Database(settings.effective_database_url)) as database:
+        migrations.prepare(database)
+        for key in ("well", "odd", "careful"):
+            opening.create_session(database, NewSession(key=key, model="echo/echo"))
+        assert findings(settings, "sessions") == []
+        database.transact(lambda db: db.execute(LEASES.update().where(LEASES.c.session_id > 1).values(halted_by=1)))
+    [found] = findings(settings, "sessions")
+    assert found.state == "warn"
+    assert found.sentence == (
+        "2 sessions halted behind a quarantined turn: `inturn why careful` says why, and "
+        "`inturn session continue careful` lets it go on"
+    )
