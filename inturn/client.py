@@ -279,11 +279,11 @@ class Client:
         """Let retention apply to a held session again. Raises: SessionNotFoundError."""
         opening.hold(self.connections.database, checked_session_id(session_id), held=False)
 
-    def continue_session(self, session_id: str) -> int | None:
+    def continue_session(self, session_id: str) -> str | None:
         """Let a halted session go on behind the turn that halted it; harmless where it is not halted.
 
         Returns:
-            The number of that turn; None: the session was not halted.
+            The ID of that turn; None: the session was not halted.
 
         Raises:
             SessionNotFoundError: there is none of that ID.

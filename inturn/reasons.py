@@ -31,10 +31,11 @@ def terms_of(connections: Connections, settings: Settings) -> Terms:
 
     return Terms(
         max_attempts=settings.max_attempts,
+        max_rescues=settings.effective_max_rescues,
         sweep_seconds=settings.sweep_seconds,
         silent_seconds=settings.silent_seconds,
         batch_share=settings.batch_share,
-        is_embedded=settings.is_embedded,
+        has_embedded_broker=settings.has_embedded_broker,
         deadline_seconds=deadline,
         queued_hints=lambda lane: queued(connections.broker, lane),
     )

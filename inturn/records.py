@@ -90,7 +90,7 @@ class SessionMetadata:
         retention: ``"policy"``, an idle time of its own, or None: never removed for being idle.
         held: exempt from retention.
         halts: whether it stops behind a quarantined turn.
-        halted_by: the number of the quarantined turn behind which it stands still; None: it goes on.
+        halted_by: the ID of the quarantined turn behind which it stands still; None: it goes on.
         cursor: goes into ``list_sessions(after=...)`` to go on behind this one.
     """
 
@@ -103,7 +103,7 @@ class SessionMetadata:
     retention: timedelta | Literal["policy"] | None
     held: bool
     halts: bool
-    halted_by: int | None
+    halted_by: str | None
     created_at: datetime
     last_activity_at: datetime
     turns: int
@@ -123,7 +123,7 @@ class SessionMetadata:
             retention=retention_of(row),
             held=row.held,
             halts=row.halts,
-            halted_by=row.halted_by,
+            halted_by=turn_id(row.id, row.halted_by),
             created_at=row.created_at,
             last_activity_at=row.last_activity_at,
             turns=row.turns,
@@ -131,6 +131,11 @@ class SessionMetadata:
             busy=row.busy,
             cursor=str(row.id),
         )
+
+
+def turn_id(session: int, number: int | None) -> str | None:
+    """As users name a turn; None where there is none."""
+    return None if number is None else f"{session}.{number}"
 
 
 def retention_of(row: SessionRecord) -> timedelta | Literal["policy"] | None:

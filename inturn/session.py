@@ -17,7 +17,7 @@ from inturn.models.errors import (
     TurnNotFoundError,
 )
 from inturn.models.failpoints import reached
-from inturn.models.states import TurnState
+from inturn.models.states import Lane, TurnState
 from inturn.models.store import reading, sending
 from inturn.models.store.reading import TurnRecord
 from inturn.models.store.sending import WhenBusy
@@ -28,6 +28,7 @@ from inturn.records import (
     checked_message_id,
     checked_not_before,
     checked_options,
+    turn_id,
 )
 from inturn.waiting import in_seconds
 from inturn.workers.events import ring_cancel
@@ -251,14 +252,23 @@ class Turn:
         return self._row.attempts
 
     @property
-    def retry_of(self) -> int | None:
-        """The number of the turn whose prompt this one sent again."""
-        return self._row.retry_of
+    def lane(self) -> Lane:
+        return self._row.lane
 
     @property
-    def merged_into(self) -> int | None:
-        """The number of the turn that its prompt was joined into (``when_busy="coalesce"``): it is answered there."""
-        return self._row.merged_into
+    def not_before(self) -> datetime | None:
+        """The moment that it waits for: one it was sent for, or that of its next attempt. None: it waits for none."""
+        return self._row.not_before
+
+    @property
+    def retry_of(self) -> str | None:
+        """The ID of the turn whose prompt this one sent again."""
+        return turn_id(self._row.session_id, self._row.retry_of)
+
+    @property
+    def merged_into(self) -> str | None:
+        """The ID of the turn that its prompt was joined into (``when_busy="coalesce"``): it is answered there."""
+        return turn_id(self._row.session_id, self._row.merged_into)
 
     @property
     def created_at(self) -> datetime:
@@ -306,14 +316,14 @@ class Turn:
         database, row = connections.database, self._row
         if answered_in != row.number:
             row = reading.get_turn(database, row.session_id, answered_in)
-        turn_id = f"{row.session_id}.{row.number}"
+        final = f"{row.session_id}.{row.number}"
         if row.state is TurnState.FAILED:
             raise TurnFailedError(
-                turn_id, row.error_type or "", row.error_message or "", row.error_status, bool(row.error_retryable)
+                final, row.error_type or "", row.error_message or "", row.error_status, bool(row.error_retryable)
             )
         reply = reading.get_reply(database, row.session_id, row.number)
         if reply is None:
-            raise TurnCancelledError(turn_id)
+            raise TurnCancelledError(final)
         return Message.of(reply)
 
     def cancel(self) -> bool:
@@ -345,8 +355,8 @@ class Turn:
             raise InvalidInputError(f"turn {self.id} is {self.state}: only a failed or a cancelled turn is sent again")
         if self.merged_into is not None:
             raise InvalidInputError(
-                f"turn {self.id} was joined into turn {self._row.session_id}.{self.merged_into}, which answers its prompt: "
-                "retry that one, if it failed or was cancelled"
+                f"turn {self.id} was joined into turn {self.merged_into}, which answers its prompt: retry that one, if it "
+                "failed or was cancelled"
             )
         session = Session(self._client, self.session_id, self._row.session_id)
         return session._send(self.prompt, retry_of=self.number, options=self._row.options, lane=self._row.lane)

@@ -7,6 +7,7 @@ import click
 
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.session import remark_if_halted
 from inturn.models.errors import InvalidPromptError, TurnCancelledError, TurnFailedError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def opened(client: "Client", session_id: str | None, model: str | None, system_m
         model = session.metadata().model
         turns = render.counted(metadata.turns, "turn")
         render.talk(f"session {session.session_id}, model {model}, {turns} so far. Ctrl-D ends the chat")
+        remark_if_halted(metadata)
     return session
 
 

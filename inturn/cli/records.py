@@ -30,6 +30,8 @@ TURN_KEYS = (
     "session_id",
     "number",
     "state",
+    "lane",
+    "not_before",
     "model",
     "prompt",
     "attempts",

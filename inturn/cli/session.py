@@ -1,6 +1,7 @@
 """``inturn session``: create, list, show, continue, delete, hold and release."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -8,6 +9,10 @@ from inturn.cli import render
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.records import message_record, session_record
 from inturn.cli.values import json_pair, moment, pair, retention_rule
+from inturn.models.states import TurnState
+
+if TYPE_CHECKING:
+    from inturn.client import Message, SessionMetadata, Turn
 
 SPEAKERS = {"user.message": "you", "assistant.message": "assistant", "system.message": "system"}
 
@@ -27,12 +32,17 @@ def session() -> None:
 @click.option("--context-turns", type=click.IntRange(min=1), metavar="N", help="Earlier turns that the model is shown.")
 @click.option("--retention", type=retention_rule, default="policy", metavar="7d|never|policy", help="When it goes.")
 @click.option("--halts", is_flag=True, help="Stop behind a quarantined turn, until `inturn session continue`.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, as `inturn session list` has it.")
 @pass_invocation
-def create(invocation: Invocation, /, session_id: str | None, **choices: Any) -> None:
+def create(invocation: Invocation, /, session_id: str | None, as_json: bool, **choices: Any) -> None:
     """Create a session, under an ID of your choice or a new one, and print the ID."""
     choices |= {name: dict(choices[name]) or None for name in ("labels", "options")}
     with invocation.client() as client:
-        render.data(client.create_session(session_id, **choices).session_id)
+        created = client.create_session(session_id, **choices)
+        if as_json:
+            render.json_line(session_record(created.metadata()))
+        else:
+            render.data(created.session_id)
 
 
 @session.command("list")
@@ -56,8 +66,8 @@ def list_(invocation: Invocation, /, as_json: bool, limit: int | None, **filters
                 render.json_line(session_record(one) | {"cursor": one.cursor})
             return
         listed = list(found)
-    columns = ["session", "model", "turns", "busy", "held", "last activity", "labels"]
-    rows = [(s.session_id, s.model, s.turns, s.busy, s.held, s.last_activity_at, s.labels) for s in listed]
+    columns = ["session", "model", "turns", "busy", "held", "halted by", "last activity", "labels"]
+    rows = [(s.session_id, s.model, s.turns, s.busy, s.held, s.halted_by, s.last_activity_at, s.labels) for s in listed]
     render.table(columns, rows, empty="no sessions. `inturn chat` begins one", gives_way=["labels", "model"])
     if limit and len(listed) == limit:
         render.talk(f"there may be more: --after {listed[-1].cursor}")
@@ -80,19 +90,44 @@ def show(invocation: Invocation, session_id: str, count: int | None, as_json: bo
             render.json_line(record | {"history": [message_record(message) for message in messages]})
             return
         render.records(record.items())
-        for message in messages:
-            render.utterance(SPEAKERS.get(message.type, message.type), message.data.content)
+        for speaker, message in spoken(messages, found.get_turns(state=TurnState.CANCELLED)):
+            render.utterance(speaker, message.data.content)
+
+
+def spoken(messages: Iterable["Message"], cancelled: Iterator["Turn"]) -> Iterator[tuple[str, "Message"]]:
+    """Each message with its speaker; a prompt that was taken back with what became of it. Both come in by number."""
+    turn = next(cancelled, None)
+    for message in messages:
+        while turn is not None and turn.number < message.turn:
+            turn = next(cancelled, None)
+        speaker = SPEAKERS.get(message.type, message.type)
+        if message.type == "user.message" and turn is not None and turn.number == message.turn:
+            speaker += f" (joined into {turn.merged_into})" if turn.merged_into else f" ({turn.state})"
+        yield speaker, message
 
 
 @session.command("continue")
 @click.argument("session_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the turn that had halted it.")
 @pass_invocation
-def continue_(invocation: Invocation, session_id: str) -> None:
+def continue_(invocation: Invocation, session_id: str, as_json: bool) -> None:
     """Let a session go on that is halted behind a quarantined turn."""
     with invocation.client() as client:
         halted_by = client.continue_session(session_id)
+        if as_json:
+            record = session_record(client.get_session(session_id).metadata())
+            render.json_line(record | {"was_halted_by": halted_by})
     behind = "it was not halted" if halted_by is None else f"its turn {halted_by} stays as it is"
     render.talk(f"session {session_id} goes on: {behind}")
+
+
+def remark_if_halted(metadata: "SessionMetadata | None") -> None:
+    """Say of a halted session what lets it go on."""
+    if metadata is not None and metadata.halted_by is not None:
+        key = metadata.session_id
+        render.talk(
+            f"session {key} stands still behind turn {metadata.halted_by}: `inturn session continue {key}` lets it go on"
+        )
 
 
 @session.command()

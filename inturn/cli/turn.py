@@ -8,7 +8,8 @@ import click
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.records import turn_record
-from inturn.models.states import TurnState
+from inturn.cli.session import remark_if_halted
+from inturn.models.states import Lane, TurnState
 
 if TYPE_CHECKING:
     from inturn.client import Client, Turn
@@ -67,9 +68,10 @@ def show_quarantined(turns: Iterable["Turn"], session_id: str | None) -> None:
 
 
 def standing(turn: "Turn") -> str:
-    """Its state; of a turn that was joined into another, which one."""
-    session = turn.id.partition(".")[0]
-    return turn.state if turn.merged_into is None else f"{turn.state}, joined into {session}.{turn.merged_into}"
+    """Its state; of a turn that was joined into another, which one; its lane, if it is not the usual one."""
+    joined = f", joined into {turn.merged_into}" if turn.merged_into else ""
+    lane = f", lane {turn.lane}" if turn.lane is not Lane.CHAT else ""
+    return f"{turn.state}{joined}{lane}"
 
 
 def shortened(prompt: str) -> str:
@@ -123,4 +125,6 @@ def cancel(invocation: Invocation, turn_id: str) -> None:
 def retry(invocation: Invocation, turn_id: str) -> None:
     """Send a failed or cancelled turn's prompt again, as a new turn, and print that one's ID."""
     with invocation.client() as client:
-        render.data(client.get_turn(turn_id).retry().id)
+        again = client.get_turn(turn_id).retry()
+        render.data(again.id)
+        remark_if_halted(client.get_session_metadata(again.session_id))

@@ -99,10 +99,9 @@ class IdempotencyConflictError(InturnError):
 
 
 class TurnNotFoundError(InturnError, LookupError):
-    def __init__(self, turn_id: str) -> None:
-        super().__init__(
-            f"no turn {turn_id!r}: its session was deleted, or the ID is not one (`inturn turn list SESSION` shows them)"
-        )
+    def __init__(self, turn_id: str, because: str = "") -> None:
+        unknown = "its session was deleted, or the ID is not one (`inturn turn list SESSION` shows them)"
+        super().__init__(f"no turn {turn_id!r}: {because or unknown}")
         self.turn_id = turn_id
 
 

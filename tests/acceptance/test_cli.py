@@ -125,7 +125,7 @@ def test_waiting_may_take_too_long_and_the_turn_goes_on(shell: Shell) -> None:
     while (state := shell.records("turn", "show", turn["id"])[0]["state"]) != "cancelled":
         assert (state, time.monotonic() < deadline) == ("running", True)
     again = shell.ok("turn", "retry", turn["id"]).strip()
-    assert shell.records("turn", "show", again)[0]["retry_of"] == turn["number"]
+    assert shell.records("turn", "show", again)[0]["retry_of"] == turn["id"]
     shell.ok("turn", "cancel", again)
 
 

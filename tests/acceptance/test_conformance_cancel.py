@@ -211,7 +211,7 @@ def test_28_a_failed_or_cancelled_turn_says_so_and_can_be_retried(deployment: De
     with pytest.raises(TurnFailedError, match="top_p"):  # a retry is sent with the options of its turn
         failed.retry().wait(30)
     again = cancelled.retry()
-    assert (again.number, again.retry_of, again.prompt) == (5, 3, "never mind")
+    assert (again.number, again.retry_of, again.prompt) == (5, cancelled.id, "never mind")
     assert again.wait(30).data.content.startswith('You said: "never mind"')
     with pytest.raises(InvalidInputError, match="completed"):
         again.retry()

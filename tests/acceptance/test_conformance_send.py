@@ -183,7 +183,7 @@ def test_14_coalescing_joins_the_prompts_that_wait_into_one_turn(
     turn = session.send("three", when_busy="coalesce", idempotency_key="k3")
     assert (turn.prompt, turn.state) == (f"{one}\n\ntwo\n\nthree", TurnState.QUEUED)
     for joined in first, second:
-        assert (joined.refresh().state, joined.merged_into) == (TurnState.CANCELLED, turn.number)
+        assert (joined.refresh().state, joined.merged_into) == (TurnState.CANCELLED, turn.id)
         assert not joined.cancel(), "harmless"
         with pytest.raises(InvalidInputError, match=f"joined into turn {turn.id}"):
             joined.retry()

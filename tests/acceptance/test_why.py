@@ -126,7 +126,7 @@ def test_a_halted_session(deserted: Deployment):
         assert "reply_too_large" in said
         assert "1 turn waits until `inturn session continue careful`" in said
         metadata = session.metadata()
-        assert (metadata.halts, metadata.halted_by) == (True, 1)
+        assert (metadata.halts, metadata.halted_by) == (True, poison.id)
         assert behind.refresh().state is TurnState.QUEUED
 
         assert [turn.id for turn in client.list_quarantined()] == [poison.id]
@@ -138,7 +138,7 @@ def test_a_halted_session(deserted: Deployment):
         assert inturn.run("turn", "list").returncode == Exit.USAGE
         assert inturn.run("turn", "list", "--quarantined", "ghost").returncode == Exit.NOT_FOUND
 
-        assert "its turn 1 stays as it is" in inturn.run("session", "continue", "careful").stderr
+        assert f"its turn {poison.id} stays as it is" in inturn.run("session", "continue", "careful").stderr
         assert behind.wait(REPLY_SECONDS).turn == 2
         assert "it was not halted" in inturn.run("session", "continue", "careful").stderr
         assert session.metadata().halted_by is None

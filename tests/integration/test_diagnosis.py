@@ -28,10 +28,11 @@ MANY_SESSIONS = 100_000
 def terms(queued: int | None = 3, **how: Any) -> Terms:
     asked: dict[str, Any] = {
         "max_attempts": 5,
+        "max_rescues": 3,
         "sweep_seconds": SWEEP_SECONDS,
         "silent_seconds": SILENT_SECONDS,
         "batch_share": 0.8,
-        "is_embedded": False,
+        "has_embedded_broker": False,
         "deadline_seconds": lambda model: 120.0,
         "queued_hints": lambda lane: queued,
     }
@@ -56,7 +57,7 @@ def silence(store: Store, name: str = WORKER, seconds: float = 40) -> None:
 
 
 def test_nothing_waits(store: Store):
-    session = store.session()
+    store.session()
     assert (why(store).code, why(store).sentence) == (
         Code.NOTHING_WAITS,
         "session s waits for nothing: nothing was sent",
@@ -66,7 +67,7 @@ def test_nothing_waits(store: Store):
     store.answer()
     reason = why(store)
     assert reason.sentence == "session s waits for nothing: all of its 2 turns are over"
-    assert (reason.command, reason.rows["turn"], reason.rows["session"]["id"]) == (None, None, session)
+    assert (reason.command, reason.rows["turn"], reason.rows["session"]["session_id"]) == (None, None, "s")
 
 
 def test_who_is_not_there_is_not_explained(store: Store):
@@ -91,6 +92,26 @@ def test_a_running_turn(store: Store):
     rows = reason.rows
     assert (rows["turn"]["number"], rows["attempt"]["number"], rows["waiting_behind"]) == (1, 1, 2)
     assert (rows["lease"]["owner"], rows["worker"]["id"], rows["worker"]["alive"]) == (WORKER, WORKER, True)
+
+
+def test_a_running_turn_that_workers_died_over(store: Store):
+    session = store.session()
+    appear(store)
+    store.send()
+    told = []
+    for _ in range(4):
+        store.start(session)
+        told.append(why(store).sentence)
+        store.expire(session)
+        store.rescue_expired()
+    assert "died" not in told[0]
+    assert "by worker host-1/4711, after 1 worker died over it; its deadline is " in told[1]
+    assert "by worker host-1/4711, after 2 workers died over it; its deadline is " in told[2]
+    assert (
+        "by worker host-1/4711; its call is made in a process of its own, as 3 workers died over it; its deadline is "
+        in told[3]
+    )
+    assert why(store).rows["turn"]["rescues"] == 3
 
 
 def test_a_deadline_is_the_providers_own(store: Store):
@@ -148,7 +169,7 @@ def test_a_retry(store: Store):
     reason = why(store)
     assert reason.code is Code.RETRY
     assert "(in 41 s): 1 of 5 attempts is used up, the last one failed with http_503: try later xxx" in reason.sentence
-    assert len(reason.sentence) < 400
+    assert len(reason.sentence) < 700
     assert "\n" not in reason.sentence
     assert reason.besides == ()
 
@@ -193,11 +214,11 @@ def test_no_worker_for_the_lane(store: Store):
     reason = why(store)
     assert (reason.code, reason.command) == (Code.NO_WORKER, "inturn worker --lanes batch")
     assert "no worker is alive to serve the lane batch" in reason.sentence
-    assert why(store, is_embedded=True).command == "inturn up"
+    assert why(store, has_embedded_broker=True).command == "inturn up"
     appear(store, lanes="chat")
     appear(store, "worker-2", lanes="chat")
     silence(store, "worker-2")
-    reason = why(store, is_embedded=True)
+    reason = why(store, has_embedded_broker=True)
     assert (reason.code, reason.command) == (Code.NO_WORKER, "inturn worker --lanes batch")
     assert "none of the 1 worker alive serves the lane batch" in reason.sentence
     appear(store, "beat", lanes="batch", kind=ProcessKind.BEAT)
@@ -254,7 +275,6 @@ def test_a_hint_that_was_sent(store: Store):
     silent = why(store, queued=None)
     assert (silent.code, silent.command) == (Code.HINT_SENT, "inturn doctor")
     assert "the broker does not answer" in silent.sentence
-    assert why(store, queued=None, is_embedded=True).command == "inturn up"
 
 
 def test_a_halted_session_from_its_halt_to_its_going_on(store: Store):
@@ -270,9 +290,10 @@ def test_a_halted_session_from_its_halt_to_its_going_on(store: Store):
     assert f"is halted behind turn {session}.1, which failed at" in reason.sentence
     assert "unstorable: no database takes it; 2 turns wait until `inturn session continue s`" in reason.sentence
     assert reason.rows["halting_turn"]["error_type"] == "unstorable"
+    assert reason.rows["lease"]["halted_by"] == f"{session}.1"
 
     halted_by, ready = halting.resume_halted(store.database, "s")
-    assert halted_by == 1
+    assert halted_by == f"{session}.1"
     assert ready is not None
     assert (ready.session_id, ready.key, ready.lane) == (session, "s", Lane.CHAT)
     assert why(store).code is Code.HINT_SENT
@@ -289,7 +310,7 @@ def test_a_halted_session_is_said_to_be_so_when_nothing_waits_yet(store: Store):
     reason = why(store)
     assert reason.code is Code.HALTED
     assert "what is sent to it waits until" in reason.sentence
-    assert halting.resume_halted(store.database, "s") == (1, None)
+    assert halting.resume_halted(store.database, "s") == (f"{session}.1", None)
     assert why(store).code is Code.NOTHING_WAITS
 
 
@@ -327,6 +348,29 @@ def test_a_turn_that_is_over_waits_for_nothing(store: Store):
     assert "is cancelled since" in told[2].sentence
     store.change(TURNS, (TURNS.c.session_id == session) & (TURNS.c.number == 3), merged_into=4)
     assert f"its prompt was joined into turn {session}.4" in why_turn(store, session, 3).sentence
+
+
+def test_the_reason_of_a_failure_is_told_to_its_end(store: Store):
+    session = store.session(halts=True)
+    reason = f"{'x' * 440} and this is what to do about it"
+    store.send()
+    store.settle(store.start(session), TurnState.FAILED, error_type="unstorable", error_message=reason)
+    assert reason in why(store).sentence
+    assert reason in why_turn(store, session, 1).sentence
+
+
+def test_rows_name_sessions_and_turns_as_commands_take_them(store: Store):
+    session = store.session()
+    store.answer(state=TurnState.FAILED)
+    store.send(retry_of=1)
+    store.send()
+    store.start(session)
+    store.change(TURNS, (TURNS.c.session_id == session) & (TURNS.c.number == 3), merged_into=4)
+    rows = why_turn(store, session, 3).rows
+    assert {rows[name]["session_id"] for name in ("session", "lease", "turn", "attempt", "asked_turn")} == {"s"}
+    assert (rows["turn"]["id"], rows["turn"]["retry_of"]) == (f"{session}.2", f"{session}.1")
+    assert (rows["asked_turn"]["id"], rows["asked_turn"]["merged_into"]) == (f"{session}.3", f"{session}.4")
+    assert {"id", "key"}.isdisjoint(rows["session"])
 
 
 def test_no_text_of_the_conversation_is_in_a_reason(store: Store):

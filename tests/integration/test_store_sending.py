@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
@@ -23,7 +24,7 @@ from inturn.models.errors import (
 from inturn.models.states import Lane, TurnState
 from inturn.models.store import opening, presence, reading, retention, sending, sweeping, waking
 from inturn.models.store.reading import SessionFilter
-from inturn.models.tables import LEASES, SESSIONS
+from inturn.models.tables import LEASES, SESSIONS, TURNS
 from tests.integration.stores import WORKER, Store, meet, only_postgresql, only_sqlite
 from tests.stacks import ROOT
 
@@ -391,3 +392,18 @@ def test_transactions_that_lock_each_other_out_are_done_again(store: Store, othe
 
     all_at_once(lambda: bump(store, *ids), lambda: bump(other, *reversed(ids)))
     assert store.count("SELECT count(*) FROM sessions WHERE next_turn = 3") == 2
+
+
+def test_a_turn_names_the_moment_that_it_waits_for(store: Store):
+    session = store.session()
+    store.send()
+    assert store.turn(session).not_before is None, "it waits for no moment"
+    started = store.start(session)
+    store.settle(started, TurnState.QUEUED, delay_seconds=60)
+    waits = store.turn(session)
+    assert waits.not_before == waits.ready_at > waits.created_at + timedelta(seconds=50)
+    store.change(TURNS, TURNS.c.session_id == session, ready_at=now(-1))
+    assert store.turn(session).not_before is None, "the moment has come"
+    store.change(TURNS, TURNS.c.session_id == session, ready_at=now(60))
+    sending.cancel(store.database, session, 1)
+    assert store.turn(session).not_before is None, "it waits no more"

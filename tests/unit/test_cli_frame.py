@@ -185,7 +185,8 @@ def test_errors_speak_of_commands_and_not_of_python() -> None:
     assert sentence(errors.SendTimeoutError(StoredTurn(), 0.5)) == "no reply to turn 7.1 within 0.5 s"
     assert "`inturn chat x`" in sentence(errors.SessionExistsError("x"))
     assert "get_or_create" not in sentence(errors.SessionExistsError("x"))
-    assert "`inturn worker`" in sentence(errors.NoWorkerError("wait for the turn again"))
+    assert sentence(errors.NoWorkerError("start one, and wait for the turn again")) == "start one"
+    assert sentence(errors.NoWorkerError("it hangs")) == "it hangs"
     assert sentence(errors.SessionNotFoundError("x")) == str(errors.SessionNotFoundError("x"))
 
 

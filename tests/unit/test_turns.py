@@ -111,6 +111,7 @@ def test_a_turn_whose_cell_died_is_quarantined() -> None:
     assert settlement.error_message is not None
     assert "was killed by SIGSEGV" in settlement.error_message
     assert settlement.error_message.startswith("3 workers died")
+    assert settlement.error_message.endswith("not tried again by itself: `inturn turn retry 17.1` does")
 
 
 def test_a_cell_that_did_not_start_is_tried_again() -> None:

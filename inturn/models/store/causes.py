@@ -13,7 +13,7 @@ from inturn.models.states import ProcessKind, TurnState, slots_of
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.situation import Code, Reason, Situation, alive, counted
 
-ERROR_WIDTH = 200
+ERROR_WIDTH = 500
 
 
 def explain(it: Situation) -> Reason:
@@ -107,8 +107,18 @@ def under_way(it: Situation, turn: Mapping[str, Any]) -> Reason:
     return Reason(
         Code.RUNNING,
         f"turn {it.named(turn['number'])} runs: attempt {it.attempts()} began at {it.at_the_time(began)}, by "
-        f"{who(it.owner)}; its deadline {'is' if deadline > it.at else 'was'} {it.at_the_time(deadline)}",
+        f"{who(it.owner)}{those_who_died(it, turn)}; its deadline {'is' if deadline > it.at else 'was'} "
+        f"{it.at_the_time(deadline)}",
     )
+
+
+def those_who_died(it: Situation, turn: Mapping[str, Any]) -> str:
+    """How often it was rescued, and what comes of that."""
+    if not turn["rescues"]:
+        return ""
+    died = f"{counted(turn['rescues'], 'worker')} died over it"
+    alone = turn["rescues"] >= it.terms.max_rescues
+    return f"; its call is made in a process of its own, as {died}" if alone else f", after {died}"
 
 
 def due_later(it: Situation) -> Reason | None:
@@ -154,7 +164,7 @@ def no_worker(it: Situation) -> Reason | None:
 
 def worker_command(it: Situation) -> str:
     """An embedded broker comes with ``inturn up``; a worker alone would wait for it."""
-    if it.terms.is_embedded and not alive(it.processes, ProcessKind.WORKER):
+    if it.terms.has_embedded_broker and not alive(it.processes, ProcessKind.WORKER):
         return "inturn up"
     return f"inturn worker --lanes {it.lane}"
 
@@ -202,7 +212,7 @@ def hint_sent(it: Situation) -> Reason | None:
     )
     queued = it.terms.queued_hints(it.lane)
     if queued is None:
-        command = "inturn up" if it.terms.is_embedded else "inturn doctor"
+        command = "inturn doctor"
         return Reason(
             Code.HINT_SENT, f"{told}; but the broker does not answer, and they hear nothing: try `{command}`", command
         )

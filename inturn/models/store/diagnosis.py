@@ -8,10 +8,11 @@ from sqlalchemy import Connection, Select, func, select
 
 from inturn.models.clock import now
 from inturn.models.database import Database
-from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
+from inturn.models.errors import SessionNotFoundError
 from inturn.models.states import FINAL, ProcessKind, SessionState, TurnState
 from inturn.models.store.causes import error_of, explain
 from inturn.models.store.presence import list_processes
+from inturn.models.store.reading import no_turn
 from inturn.models.store.situation import MANY, Code, Reason, Situation, Terms, alive, counted
 from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, SESSIONS, TURNS
 
@@ -39,12 +40,12 @@ def why_turn(database: Database, session_id: int, number: int, terms: Terms) -> 
         turn = _row(db, _columns(TURNS).where(TURNS.c.session_id == session_id, TURNS.c.number == number))
         session = _row(db, _columns(SESSIONS).where(SESSIONS.c.id == session_id))
         if turn is None or session is None:
-            raise TurnNotFoundError(f"{session_id}.{number}")
+            raise no_turn(db, session_id, number)
         found = _look(db, session, terms)
     if turn["state"] in FINAL:
         return _is_over(found, turn)
     reason = explain(found)
-    rows = {**reason.rows, "asked_turn": turn}
+    rows = {**reason.rows, "asked_turn": found.turn_row(turn)}
     if found.turn is None or found.turn["number"] == number:
         return replace(reason, rows=rows)
     first = f"turn {found.named(found.turn['number'])}, which is {found.turn['state']}"
@@ -63,7 +64,7 @@ def _is_over(found: Situation, turn: Mapping[str, Any]) -> Reason:
         told += f": its prompt was joined into turn {found.named(turn['merged_into'])} (`{command}`)"
     else:
         told += ", and waits for nothing"
-    return Reason(Code.NOTHING_WAITS, told, command, rows={**found.rows(), "asked_turn": turn})
+    return Reason(Code.NOTHING_WAITS, told, command, rows={**found.rows(), "asked_turn": found.turn_row(turn)})
 
 
 def _look(db: Connection, session: Mapping[str, Any], terms: Terms) -> Situation:

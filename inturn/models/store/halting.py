@@ -1,6 +1,6 @@
 """Sessions that stand still behind a quarantined turn go on when somebody says so."""
 
-from sqlalchemy import Connection, null, select, update
+from sqlalchemy import Connection, func, null, select, update
 
 from inturn.models.clock import now
 from inturn.models.database import Database
@@ -10,17 +10,17 @@ from inturn.models.store.waking import Ready, list_ready, make_ready
 from inturn.models.tables import LEASES, SESSIONS
 
 
-def resume_halted(database: Database, key: str) -> tuple[int | None, Ready | None]:
+def resume_halted(database: Database, key: str) -> tuple[str | None, Ready | None]:
     """Let a halted session go on behind the turn that halted it; harmless where it is not halted.
 
     Returns:
-        The number of the turn that halted it (None: it was not halted), and the session, if it needs a hint now.
+        The ID of the turn that halted it (None: it was not halted), and the session, if it needs a hint now.
 
     Raises:
         SessionNotFoundError: nothing was changed.
     """
 
-    def lift(db: Connection) -> tuple[int | None, Ready | None]:
+    def lift(db: Connection) -> tuple[str | None, Ready | None]:
         session = select(SESSIONS.c.id).where(SESSIONS.c.key == key, SESSIONS.c.state == SessionState.ACTIVE)
         mine = LEASES.c.session_id == session.scalar_subquery()
         lease = db.execute(select(LEASES).where(mine).with_for_update()).one_or_none()
@@ -32,6 +32,19 @@ def resume_halted(database: Database, key: str) -> tuple[int | None, Ready | Non
             update(LEASES).where(LEASES.c.session_id == lease.session_id).values(halted_by=null(), hinted_at=now())
         )
         waits = lease.owner is None and make_ready(db, lease.session_id)
-        return lease.halted_by, next(iter(list_ready(db, [lease.session_id])), None) if waits else None
+        halted_by = f"{lease.session_id}.{lease.halted_by}"
+        return halted_by, next(iter(list_ready(db, [lease.session_id])), None) if waits else None
 
     return database.transact(lift)
+
+
+def count_halted(database: Database) -> tuple[int, str | None]:
+    """How many sessions stand still, and the ID of the first of them by name."""
+    halted = (
+        select(func.count(), func.min(SESSIONS.c.key))
+        .join(LEASES, LEASES.c.session_id == SESSIONS.c.id)
+        .where(LEASES.c.halted_by.is_not(None), SESSIONS.c.state == SessionState.ACTIVE)
+    )
+    with database.reading() as db:
+        number, first = db.execute(halted).one()
+    return number, first

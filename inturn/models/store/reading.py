@@ -5,8 +5,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, exists, func, literal, or_, select, text, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    case,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+)
 
+from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
 from inturn.models.states import UNFINISHED, Lane, Retention, Role, SessionState, TurnState
@@ -57,6 +72,8 @@ class TurnRecord:
     retry_of: int | None
     merged_into: int | None
     ready_at: datetime
+    not_before: datetime | None
+    """``ready_at``, while it waits for that moment."""
     cancel_requested_at: datetime | None
     error_type: str | None
     error_message: str | None
@@ -200,9 +217,13 @@ def _turns() -> Select[Any]:
         )
         .scalar_subquery()
     )
-    return select(*columns(TURNS, TurnRecord, but=("key", "prompt")), prompt.label("prompt"), SESSIONS.c.key).join(
-        SESSIONS, SESSIONS.c.id == TURNS.c.session_id
-    )
+    is_put_off = (TURNS.c.state == TurnState.QUEUED) & (TURNS.c.ready_at > now())
+    return select(
+        *columns(TURNS, TurnRecord, but=("key", "prompt", "not_before")),
+        prompt.label("prompt"),
+        case((is_put_off, TURNS.c.ready_at)).label("not_before"),
+        SESSIONS.c.key,
+    ).join(SESSIONS, SESSIONS.c.id == TURNS.c.session_id)
 
 
 def _turn(row: Row[*tuple[Any, ...]]) -> TurnRecord:
@@ -213,9 +234,20 @@ def get_turn(database: Database, session_id: int, number: int) -> TurnRecord:
     """Raises: TurnNotFoundError."""
     with database.reading() as db:
         row = db.execute(_turns().where(TURNS.c.session_id == session_id, TURNS.c.number == number)).one_or_none()
-    if row is None:
-        raise TurnNotFoundError(f"{session_id}.{number}")
+        if row is None:
+            raise no_turn(db, session_id, number)
     return _turn(row)
+
+
+def no_turn(db: Connection, session_id: int, number: int) -> TurnNotFoundError:
+    """What to raise; where the session is there, it says how far its turns go."""
+    active = (SESSIONS.c.id == session_id) & (SESSIONS.c.state == SessionState.ACTIVE)
+    session = db.execute(select(SESSIONS.c.key, SESSIONS.c.next_turn).where(active)).one_or_none()
+    if session is None:
+        return TurnNotFoundError(f"{session_id}.{number}")
+    last = session.next_turn - 1
+    has = f"turns up to {session_id}.{last} (`inturn turn list {session.key}`)" if last else "no turns yet"
+    return TurnNotFoundError(f"{session_id}.{number}", f"session {session.key!r} has {has}")
 
 
 def list_turns(

@@ -9,6 +9,9 @@ from typing import Any
 from inturn.models.states import Lane, ProcessKind
 from inturn.models.store.presence import WorkerInfo
 
+NAMING_TURNS = ("retry_of", "merged_into", "halted_by")
+"""Columns that hold the number of a turn of the session."""
+
 MANY = 10_000
 """Nobody counts further how many sessions are ready before one."""
 
@@ -44,10 +47,11 @@ class Terms:
     """
 
     max_attempts: int
+    max_rescues: int
     sweep_seconds: float
     silent_seconds: float
     batch_share: float
-    is_embedded: bool
+    has_embedded_broker: bool
     deadline_seconds: Callable[[str], float]
     queued_hints: Callable[[Lane], int | None]
 
@@ -113,6 +117,16 @@ class Situation:
         """A turn of the session, as people name it."""
         return f"{self.session['id']}.{number}"
 
+    def row(self, row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """A row of the session with IDs as commands take them, in place of what the tables are joined by."""
+        if row is None:
+            return None
+        named = {name: self.named(row[name]) for name in NAMING_TURNS if row.get(name) is not None}
+        return {**row, "session_id": self.key, **named}
+
+    def turn_row(self, turn: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        return None if turn is None else self.row({"id": self.named(turn["number"]), **turn})
+
     def attempts(self) -> str:
         tried = self.turn["attempts"] if self.turn else 0
         return f"{tried} of {self.terms.max_attempts}"
@@ -126,17 +140,21 @@ class Situation:
     def rows(self) -> dict[str, Any]:
         return {
             "at": self.at,
-            "session": self.session,
-            "lease": self.lease,
-            "turn": self.turn,
-            "attempt": self.attempt,
+            "session": {"session_id": self.key, **without(self.session, "id", "key")},
+            "lease": self.row(self.lease),
+            "turn": self.turn_row(self.turn),
+            "attempt": self.row(self.attempt),
             "waiting_behind": self.behind,
             "worker": None if self.owner is None else described(self.owner),
-            "halting_turn": self.halting,
+            "halting_turn": self.turn_row(self.halting),
             "lane_pause": self.pause,
             "lane_workers": [described(one) for one in self.workers],
             "ready_before": self.ahead,
         }
+
+
+def without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def alive(processes: Sequence[WorkerInfo], *kinds: ProcessKind) -> list[WorkerInfo]:
