@@ -10,28 +10,37 @@ from pathlib import Path
 from types import FrameType
 
 from ops.bench.bare_subject import BareLoop
+from ops.bench.celery_subject import PlainCelery
 from ops.bench.circumstances import describe
 from ops.bench.databases import Databases, PostgreSQLDatabases, SQLiteFiles
 from ops.bench.inturn_subject import Inturn
 from ops.bench.lanes import lane_rows
-from ops.bench.model_server import model_server
+from ops.bench.latency import history_rows, idle_rows, loaded_rows
+from ops.bench.model_server import ModelServer, model_server
 from ops.bench.processes import ChildFailedError
-from ops.bench.rows import FIGURES, GROUPS, Row, as_json
-from ops.bench.runs import Contest, contend, say
-from ops.bench.startup import help_row
+from ops.bench.rows import FIGURES, GROUPS, LOAD_GROUPS, Row, as_json
+from ops.bench.runs import SATURATED, Contest, contend, saturation_of, say, scale
+from ops.bench.sending import send_rows
+from ops.bench.startup import first_reply_row, help_row
 from ops.bench.table import render
 from ops.bench.workload import Load
 from ops.server_process import ServerUnavailableError
 from ops.servers import PostgresServer, RedisServer
 
+Bench = tuple[ModelServer, RedisServer, Path]
+"""What all subjects share: who answers, the broker, and a directory."""
 DATABASES = ("postgresql", "sqlite")
 BASELINES = {
     "postgresql": {
-        "bare loop, SQLAlchemy + asyncpg": "sqlalchemy_asyncpg:SQLAlchemyAsyncpg",
         "bare loop, raw asyncpg": "raw_asyncpg:RawAsyncpg",
+        "bare loop, SQLAlchemy + asyncpg": "sqlalchemy_asyncpg:SQLAlchemyAsyncpg",
     },
-    "sqlite": {"bare loop, SQLAlchemy + sqlite3 in a thread": "sqlalchemy_sqlite:SQLAlchemySQLite"},
+    "sqlite": {
+        "bare loop, raw sqlite3 in a thread": "raw_sqlite:RawSQLite",
+        "bare loop, SQLAlchemy + sqlite3 in a thread": "sqlalchemy_sqlite:SQLAlchemySQLite",
+    },
 }
+"""The strongest first: it is the one to be measured against."""
 
 
 def listed(text: str, known: Sequence[str]) -> list[str]:
@@ -78,7 +87,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument("--seconds", type=float, default=5, help="measured in each run; default 5")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each subject and load; default 3")
-    parser.add_argument("--in-flight", type=counts, default=[200, 1000], help="default 200,1000")
+    parser.add_argument("--in-flight", type=counts, default=[100, 200, 1000, 5000], help="default 100,200,1000,5000")
     parser.add_argument("--databases", type=databases_option, default=list(DATABASES), help="default both")
     parser.add_argument("--seed", type=int, default=1, help="of the model's latency; default 1")
     return parser.parse_args(words)
@@ -105,21 +114,32 @@ def broker_running() -> Iterator[RedisServer]:
         broker.stop()
 
 
-def throughput_rows(arguments: argparse.Namespace, directory: Path, failures: list[str]) -> Iterator[Row]:
-    """Run all loads on all databases, beside one model server."""
-    figures = {figure.group for figure in FIGURES} & set(arguments.rows)
-    with model_server(arguments.seed) as model, broker_running() as broker:
-        for kind in arguments.databases:
-            with databases_of(kind, directory) as databases:
-                baselines = [BareLoop(name, store, databases, model) for name, store in BASELINES[kind].items()]
-                ours = Inturn(databases, broker, model, directory)
-                contest = Contest(ours, baselines)
-                for in_flight in arguments.in_flight if figures else ():
-                    load = Load(in_flight, arguments.seconds)
-                    yield from contend(contest, load, arguments.repeat, arguments.rows, failures)
-                if "lanes" in arguments.rows:
-                    say(f"{kind}: chat beside a batch")
-                    yield from lane_rows(ours, databases, broker, arguments.seed, arguments.repeat)
+def rows_on(kind: str, arguments: argparse.Namespace, bench: Bench, failures: list[str]) -> Iterator[Row]:
+    """All rows of one database."""
+    wanted, repeat, seed = set(arguments.rows), arguments.repeat, arguments.seed
+    model, broker, directory = bench
+    with databases_of(kind, directory) as databases:
+        ours = Inturn(databases, broker, model, directory)
+        loops = [BareLoop(name, store, databases, model) for name, store in BASELINES[kind].items()]
+        contest = Contest(ours, [*loops, PlainCelery(databases, broker, model, directory)])
+        saturation = 0.0
+        for in_flight in arguments.in_flight if wanted & set(LOAD_GROUPS) else ():
+            for row in contend(contest, Load(in_flight, arguments.seconds), repeat, arguments.rows, failures):
+                saturation = max(saturation, row.value if row.name == FIGURES[0].name else 0)
+                yield row
+        if "workers" in wanted:
+            yield scale(ours, Load(SATURATED, arguments.seconds), repeat)
+        if "latency" in wanted:
+            yield from idle_rows(ours, repeat, seed)
+            yield from loaded_rows(ours, repeat, seed, saturation or saturation_of(ours, arguments.seconds))
+        if "history" in wanted:
+            yield from history_rows(ours, seed)
+        if "send" in wanted:
+            yield from send_rows(databases, broker, repeat)
+        if "lanes" in wanted:
+            yield from lane_rows(ours, databases, broker, seed, repeat)
+        if "start" in wanted:
+            yield first_reply_row(databases, broker, directory, repeat)
 
 
 def measure(arguments: argparse.Namespace, failures: list[str]) -> list[Row]:
@@ -127,7 +147,10 @@ def measure(arguments: argparse.Namespace, failures: list[str]) -> list[Row]:
         directory = Path(name)
         rows = [help_row(directory / "bytecode")] if "help" in arguments.rows else []
         if set(arguments.rows) - {"help"}:
-            rows = [*throughput_rows(arguments, directory, failures), *rows]
+            with model_server(arguments.seed) as model, broker_running() as broker:
+                for kind in arguments.databases:
+                    (directory / kind).mkdir()
+                    rows += rows_on(kind, arguments, (model, broker, directory / kind), failures)
     return rows
 
 

@@ -40,6 +40,14 @@ FINISHED = {
 }
 
 
+def prepared(databases: Databases, load: Load) -> str:
+    """A database with the one table of all baselines, and its prompts."""
+    url = databases.create()
+    script = TABLE[databases.kind].format(prompt=PROMPT, sessions=load.sessions, turns=TURNS_PER_SESSION)
+    databases.run_script(url, script)
+    return url
+
+
 class BareLoop:
     """A bare loop in its own process.
 
@@ -59,9 +67,7 @@ class BareLoop:
         self._template = ""
 
     def prepare(self, load: Load) -> None:
-        self._template = self._databases.create()
-        script = TABLE[self.database].format(prompt=PROMPT, sessions=load.sessions, turns=TURNS_PER_SESSION)
-        self._databases.run_script(self._template, script)
+        self._template = prepared(self._databases, load)
 
     def run(self, load: Load) -> Reading:
         url = self._databases.create(self._template)

@@ -112,3 +112,10 @@ class PostgreSQLDatabases:
 
 def name_of(url: str) -> str:
     return make_url(url).database or ""
+
+
+def with_driver(url: str) -> str:
+    """The URL with the driver that a program without asyncio uses."""
+    parts = make_url(url)
+    driver = "sqlite" if parts.get_backend_name() == "sqlite" else "postgresql+psycopg"
+    return parts.set(drivername=driver).render_as_string(hide_password=False)

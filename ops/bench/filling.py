@@ -4,44 +4,72 @@ One session is made and sent to as any client does it; the others are copies of 
 columns the tables have, since thousands of sends would take longer than all that is measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Table, insert, select, text
+from sqlalchemy import Connection, Table, insert, select, text, update
 
 from inturn.models.database import Database
 from inturn.models.migrations import upgrade
-from inturn.models.states import Lane
-from inturn.models.store import opening, sending
-from inturn.models.tables import Row, SessionRow
-from ops.bench.workload import PROMPT, TURNS_PER_SESSION
+from inturn.models.states import AttemptOutcome, Lane, TurnState
+from inturn.models.store import opening, sending, working
+from inturn.models.tables import ATTEMPTS, MESSAGES, SESSIONS, TURNS, Row, SessionRow
+from ops.bench.workload import PROMPT, REPLY, TURNS_PER_SESSION
 
 PROVIDER = "bench"
 
 
-def fill(url: str, sessions: int, lane: Lane = Lane.CHAT) -> None:
+def fill(url: str, sessions: int, lane: Lane = Lane.CHAT, turns: int = TURNS_PER_SESSION) -> None:
     """Give an empty database the schema and so many sessions, each with its turns waiting."""
     database = Database(url)
     upgrade(database)
     opening.create_session(database, opening.NewSession(key="bench-1", model=f"{PROVIDER}/bench"))
-    for _ in range(TURNS_PER_SESSION):
+    for _ in range(turns):
         sending.send(database, "bench-1", PROMPT, lane=lane)
     with database.writing() as db:
         for table in Row.metadata.sorted_tables:
             multiply(db, table, sessions)
         if database.dialect == "postgresql":
             db.execute(text("SELECT setval(pg_get_serial_sequence('sessions', 'id'), :last)"), {"last": sessions})
+    analyze(database)
+
+
+def converse(url: str, key: str, model: str, turns: int) -> None:
+    """Give a database a session that so many turns were answered in."""
+    database = Database(url)
+    opening.create_session(database, opening.NewSession(key=key, model=model))
+    session = sending.send(database, key, PROMPT).session_id
+    with database.writing() as db:
+        (started,) = working.claim(db, "bench", 60, 1, [working.Claim(Lane.CHAT, session)])
+        assert started is not None
+        done = working.Settlement(
+            session, started.token, 1, 1, TurnState.COMPLETED, AttemptOutcome.COMPLETED, reply=REPLY
+        )
+        working.settle(db, "bench", [done])
+    with database.writing() as db:
+        for table, number in (TURNS, "number"), (MESSAGES, "turn_number"), (ATTEMPTS, "turn_number"):
+            seeds = db.execute(select(table).where(table.c.session_id == session)).mappings().all()
+            insert_all(db, table, ({**seed, number: turn} for turn in range(2, turns + 1) for seed in seeds))
+        db.execute(update(SESSIONS).where(SESSIONS.c.id == session).values(next_turn=turns + 1))
+    analyze(database)
+
+
+def analyze(database: Database) -> None:
+    """Let the planner know what there is, and close."""
     with database.writing() as db:
         db.execute(text("ANALYZE"))
     database.close()
 
 
+def insert_all(db: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+    if found := list(rows):
+        db.execute(insert(table), found)
+
+
 def multiply(db: Connection, table: Table, sessions: int) -> None:
     """Copy the rows of the first session for all the others."""
     seeds = [dict(row) for row in db.execute(select(table)).mappings()]
-    copies = [copied(table.name, seed, session) for session in range(2, sessions + 1) for seed in seeds]
-    if copies:
-        db.execute(insert(table), copies)
+    insert_all(db, table, (copied(table.name, seed, session) for session in range(2, sessions + 1) for seed in seeds))
 
 
 def copied(table: str, seed: Mapping[str, Any], session: int) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+
+import psycopg
 
 from inturn.models.states import Lane
 from inturn.models.store.sending import Sent
@@ -31,6 +34,9 @@ FINISHED = {
 HELD = "SELECT count(*) FROM leases WHERE owner IS NOT NULL"
 
 
+SHOWN = "SELECT count(*) FROM worker_processes"
+
+
 class Inturn:
     """One `inturn worker`, with every promise on.
 
@@ -45,6 +51,7 @@ class Inturn:
 
     def __init__(self, databases: Databases, broker: RedisServer, model: ModelServer, directory: Path) -> None:
         self.database = databases.kind
+        self.broker_url = broker.url
         self._databases = databases
         self._broker = broker
         self._model = model
@@ -60,16 +67,17 @@ class Inturn:
         if self._idle is None:
             self._idle = self._idle_memory()
 
-    def run(self, load: Load) -> Reading:
+    def run(self, load: Load, workers: int = 1) -> Reading:
+        """Work under this load, which so many workers share. What it cost is read from one of them."""
         url = self._databases.create(self._template)
         self._databases.flush()
         try:
-            return self._measure(url, load, self._idle or 0)
+            return self._measure(url, load, self._idle or 0, workers)
         finally:
             self._databases.drop(url)
 
-    def _measure(self, url: str, load: Load, idle: int) -> Reading:
-        environment = self.environment(url, load.in_flight)
+    def _measure(self, url: str, load: Load, idle: int, workers: int) -> Reading:
+        environment = self.environment(url, load.in_flight // workers)
         self.hint(load.in_flight)
         parts = {"broker": self._broker.pid}
         if self._databases.server:
@@ -80,7 +88,8 @@ class Inturn:
             # Every slot holds a lease, but for those that pass from one session to the next.
             return self._model.served() >= full and self._databases.times(url, HELD)[0] >= load.in_flight * 0.95
 
-        with self.worker(environment) as worker:
+        with ExitStack() as stack:
+            worker, *_ = [stack.enter_context(self.worker(environment)) for _ in range(workers)]
             self.wait(worker, is_at_work)
             samples = watch({"worker": worker.pid, **parts}, load.seconds)
         return read(samples, self._databases.times(url, FINISHED[self.database]), load.in_flight, idle)
@@ -96,6 +105,16 @@ class Inturn:
             self.wait(worker, lambda: self._model.served() >= answered)
             time.sleep(IDLE_SECONDS)
             return memory_bytes(worker.pid)
+
+    @contextmanager
+    def empty_database(self) -> Iterator[str]:
+        """A database with nothing in it, and a broker likewise."""
+        url = self._databases.create()
+        self._broker.flush()
+        try:
+            yield url
+        finally:
+            self._databases.drop(url)
 
     def hint(self, sessions: int, lane: Lane = Lane.CHAT) -> None:
         """Publish what sends would have published. One hint a slot does: a task takes up other ready sessions, too."""
@@ -130,6 +149,17 @@ class Inturn:
             output=self._log,
             last_signal=signal.SIGKILL,
         )
+
+    def wait_ready(self, worker: Child, url: str) -> None:
+        """Wait until the worker has shown itself."""
+
+        def is_shown() -> bool:
+            try:
+                return bool(self._databases.times(url, SHOWN)[0])
+            except (psycopg.Error, sqlite3.Error):
+                return False
+
+        self.wait(worker, is_shown)
 
     def wait(self, worker: Child, condition: Callable[[], bool]) -> None:
         """Wait until the worker has come to this.

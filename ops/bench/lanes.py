@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import median
 
 from inturn import Client
@@ -12,6 +12,7 @@ from inturn.settings import Settings
 from ops.bench.databases import Databases
 from ops.bench.filling import fill
 from ops.bench.inturn_subject import HELD, Inturn
+from ops.bench.meter import part
 from ops.bench.model_server import ModelServer, model_server
 from ops.bench.rows import Row, compared
 from ops.bench.runs import say
@@ -42,11 +43,6 @@ def lane_rows(ours: Inturn, databases: Databases, broker: RedisServer, seed: int
         yield compared(name, databases.kind, SLOTS, value, "s", baseline, "no batch")
 
 
-def part(values: Sequence[float], hundredths: int) -> float:
-    """The value that so many hundredths of them lie below."""
-    return sorted(values)[len(values) * hundredths // 100]
-
-
 def waits(ours: Inturn, databases: Databases, broker: RedisServer, model: ModelServer, batch_turns: int) -> list[float]:
     """Seconds that each chat turn took longer than its model did."""
     url = databases.create()
@@ -56,6 +52,7 @@ def waits(ours: Inturn, databases: Databases, broker: RedisServer, model: ModelS
     ours.hint(BATCH_SLOTS if batch_turns else 1, Lane.BATCH)
     try:
         with ours.worker(environment) as worker:
+            ours.wait_ready(worker, url)
             if batch_turns:
                 ours.wait(worker, lambda: databases.times(url, HELD)[0] >= BATCH_SLOTS * 0.95)
             providers = {CHAT: {"type": "openai", "base_url": model.base_url}}

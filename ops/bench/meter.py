@@ -110,3 +110,8 @@ def read(samples: Sequence[Sample], finished: Sequence[float], in_flight: int, i
         memory_kib=(max(each.memory for each in samples) - idle_memory) / 1024 / in_flight,
         turns=turns,
     )
+
+
+def part(values: Sequence[float], hundredths: int) -> float:
+    """The value that so many hundredths of them lie below."""
+    return sorted(values)[len(values) * hundredths // 100]

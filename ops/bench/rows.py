@@ -54,7 +54,8 @@ FIGURES = (
     Figure("cpu", "broker CPU per turn", "ms", cpu_of("broker")),
     Figure("memory", "memory per turn in flight", "KiB", lambda reading: reading.memory_kib),
 )
-GROUPS = (*dict.fromkeys(figure.group for figure in FIGURES), "lanes", "help")
+LOAD_GROUPS = tuple(dict.fromkeys(figure.group for figure in FIGURES))
+GROUPS = (*LOAD_GROUPS, "workers", "latency", "history", "send", "lanes", "start", "help")
 
 
 def middle(figure: Figure, readings: Iterable[Reading]) -> float | None:
@@ -70,6 +71,18 @@ def compared(
     if not baseline:
         return Row(name, database, in_flight, value, unit)
     return Row(name, database, in_flight, value, unit, baseline, value / baseline, against)
+
+
+def in_ms(
+    name: str,
+    database: str,
+    seconds: float,
+    in_flight: int | None = None,
+    baseline: float | None = None,
+    against: str = "",
+) -> Row:
+    """A row of a time; both are given in seconds."""
+    return compared(name, database, in_flight, seconds * 1000, "ms", baseline and baseline * 1000, against)
 
 
 def rows_of(

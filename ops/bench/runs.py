@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
+from ops.bench.inturn_subject import Inturn
 from ops.bench.meter import Reading, TooFewTurnsError
 from ops.bench.processes import ChildFailedError
-from ops.bench.rows import Row, rows_of
+from ops.bench.rows import Row, compared, rows_of
 from ops.bench.subject import Subject
 from ops.bench.workload import Load
+
+SATURATED = 2000
+"""In flight: more than one worker answers in a second, which is what a call takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,25 @@ def say(line: str) -> None:
 def summary(reading: Reading) -> str:
     cpu = ", ".join(f"{part} {ms:.2f} ms" for part, ms in reading.cpu_ms.items())
     return f"{reading.turns_per_second:.0f} turns/s, {cpu}, {reading.memory_kib:.0f} KiB per turn in flight"
+
+
+def saturation_of(ours: Inturn, seconds: float) -> float:
+    """Turns per second that one worker is able to do."""
+    load = Load(SATURATED, seconds)
+    ours.prepare(load)
+    return ours.run(load).turns_per_second
+
+
+def scale(ours: Inturn, load: Load, repeat: int) -> Row:
+    """What two workers carry beside one, with as much in flight together."""
+    ours.prepare(load)
+    readings: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repeat):
+        for workers, found in readings.items():
+            found.append(ours.run(load, workers).turns_per_second)
+            say(f"{ours.database}, {load.in_flight} in flight, {workers} worker(s): {found[-1]:.0f} turns/s")
+    one, two = (median(found) for found in readings.values())
+    return compared("turns per second, two workers", ours.database, load.in_flight, two, "1/s", one, "one worker")
 
 
 def contend(contest: Contest, load: Load, repeat: int, groups: Sequence[str], failures: list[str]) -> list[Row]:
