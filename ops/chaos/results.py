@@ -15,17 +15,17 @@ Each row is one run: real worker processes, beat, Redis and a database, of which
 locked or cut off all the time, while prompts were sent, cancelled and deleted, and the model misbehaved. Afterwards
 everything that was accepted, called and stored was compared. Nothing may be lost, answered twice, or out of order.
 
-To repeat a run, with the seed of its row (`make dev` once; nothing else is needed):
+To repeat a run: check out its commit, and give its seed (the first time, this also installs what it needs):
 
-    make chaos SECONDS=600 SEED=7 DATABASE=postgresql
+    make chaos SECONDS=600 SEED=402 DATABASE=postgresql
 
 It prints these figures and ends with code 1 if there is any violation. `RECORD=1` adds its row here. The seed decides
 what is sent, how the model misbehaves, and which faults happen in which order; what they hit in mid-work differs.
 
 "accepted" to "other": prompts accepted, lost, answered twice, out of order, other violations. "extra calls" and
 "overlaps" (two calls of one session at a time) are by kind of fault; a paused or cut off worker may cause both, and no
-lease can prevent that. `python -m ops.chaos run --list-faults` says what the kinds are. A star marks a commit with
-changes on top.
+lease can prevent that. `python -m ops.chaos run --list-faults` says what the kinds are. Times are those of the sessions
+that a fault kept waiting, so that there may be none of them after a fault. A star marks a commit with changes on top.
 """
 
 Row = Mapping[str, Any]
