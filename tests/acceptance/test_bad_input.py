@@ -55,7 +55,7 @@ WRONG_INPUT: list[tuple[Exit, str, tuple[str, ...]]] = [
     (Exit.USAGE, r"model 'gpt-5' cannot be used: write provider/model", ("session", "create", "m", "--model", "gpt-5")),
     (Exit.USAGE, r"model 'gone/x' .*configured provider \(echo\).*inturn.toml", ("session", "create", "--model", "gone/x")),
     (Exit.USAGE, r"model 'openai/x' .*Set the provider's key", ("send", "m", "hello", "--create", "--model", "openai/x")),
-    (Exit.NOT_FOUND, r"no turn '1.9': .*`inturn turn list", ("turn", "cancel", "1.9")),
+    (Exit.NOT_FOUND, r"no turn '1.9': session 's' has no turns yet", ("turn", "cancel", "1.9")),
 ]  # fmt: skip
 
 
