@@ -25,6 +25,7 @@ SEED = 12
 PATIENCE_SECONDS = 30.0
 STUCK_SECONDS = 5.0
 """After as long nothing more is to be hoped for where a fault is planted."""
+TRIES = 3
 PACE: dict[str, Any] = {
     "lease_seconds": 1.5,
     "heartbeat_seconds": 0.5,
@@ -162,8 +163,13 @@ def violations(fleet: Fleet, model: ModelServer, scene: str, patience: float = P
 
 @pytest.mark.parametrize("planted", SCENES)
 def test_a_planted_fault_is_found(fleet: Callable[[str], Fleet], model: ModelServer, planted: str):
-    found = violations(fleet(planted), model, planted, STUCK_SECONDS)
-    assert SCENES[planted][2] <= {sentence.partition(":")[0] for sentence in found}, found
+    """In one of some tries: a worker that comes back may hear that its leases are gone before it reads its replies."""
+    ours, wanted, found = fleet(planted), SCENES[planted][2], list[str]()
+    for _ in range(TRIES):
+        found += violations(ours, model, planted, STUCK_SECONDS)
+        if wanted <= {sentence.partition(":")[0] for sentence in found}:
+            return
+    pytest.fail(f"{wanted} is not among {found}")
 
 
 def test_nothing_is_found_where_none_is_planted(fleet: Callable[[str], Fleet], model: ModelServer):
