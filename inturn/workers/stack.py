@@ -265,9 +265,8 @@ class _Start:
             latest = time.monotonic() + self._seconds
             while not self._is_ready(stack := running_stack(self._home)):
                 if stack and stack.stopping:
-                    latest = (
-                        time.monotonic() + self._seconds
-                    )  # it ends within its own grace, and ours begins after that
+                    # It ends within its own grace, and ours begins after that.
+                    latest = time.monotonic() + self._seconds
                 if time.monotonic() > min(latest, deadline):
                     return self._give_up(too_late=time.monotonic() > latest)
                 if stack is None and turn.try_exclusive():
