@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psycopg
 
+from inturn.models.database import Database
+from inturn.models.migrations import upgrade
 from inturn.models.states import Lane
 from inturn.models.store.sending import Sent
 from inturn.settings import Settings
@@ -108,8 +110,11 @@ class Inturn:
 
     @contextmanager
     def empty_database(self) -> Iterator[str]:
-        """A database with nothing in it, and a broker likewise."""
+        """A database with the schema and nothing in it, and an empty broker."""
         url = self._databases.create()
+        database = Database(url)
+        upgrade(database)
+        database.close()
         self._broker.flush()
         try:
             yield url

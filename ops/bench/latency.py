@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from statistics import median
 
 from inturn import Client
-from inturn.models import migrations
-from inturn.models.database import Database
 from inturn.session import Session
 from inturn.settings import Settings
 from ops.bench.filling import converse, fill
@@ -97,7 +95,6 @@ def history_rows(ours: Inturn, seed: int) -> Iterator[Row]:
     """Behind conversations of so many turns, of which a model is shown the last ones."""
     baseline = None
     with model_server(seed, MODEL_SECONDS, MODEL_SECONDS) as model, ours.empty_database() as url:
-        migrations.upgrade(Database(url))
         for turns in HISTORIES:
             converse(url, f"turns-{turns}", f"{PROBED}/model", turns)
         with worked_on(ours, url, 100, model) as client:
