@@ -220,7 +220,7 @@ def http_transport(*, tls: bool) -> httpx.AsyncBaseTransport:
 
     httpx's transport interface, on aiohttp's connections: httpx's own pool looks through every open connection for every
     call. And no ``httpx.AsyncClient`` on top: redirects, cookies, proxies and retries are not wanted (the operator's base
-    URL is where the key and the prompt go, and nowhere else), and looking after them costs a quarter of a call. There is
+    URL is where the key and the prompt go, and nowhere else), and looking for them costs CPU in every call. There is
     no read timeout: the deadline around the call is the one that counts.
 
     Args:

@@ -1,6 +1,6 @@
 """A bare loop as a subject: a filled database, the loop's process, a meter."""
 
-from ops.bench.databases import Databases
+from ops.bench.databases import Databases, copy_of
 from ops.bench.meter import Reading, memory_bytes, read, watch
 from ops.bench.model_server import ModelServer
 from ops.bench.processes import RAMP_SECONDS, first_line, module, running, tell, wait_until
@@ -70,12 +70,8 @@ class BareLoop:
         self._template = prepared(self._databases, load)
 
     def run(self, load: Load) -> Reading:
-        url = self._databases.create(self._template)
-        self._databases.flush()
-        try:
+        with copy_of(self._databases, self._template) as url:
             return self._measure(url, load)
-        finally:
-            self._databases.drop(url)
 
     def _measure(self, url: str, load: Load) -> Reading:
         command = module(

@@ -10,7 +10,7 @@ from pathlib import Path
 from celery import Celery
 
 from ops.bench.bare_subject import FINISHED, prepared
-from ops.bench.databases import Databases, with_driver
+from ops.bench.databases import Databases, copy_of, with_driver
 from ops.bench.meter import Reading, memory_bytes, read, watch
 from ops.bench.model_server import ModelServer
 from ops.bench.plain_celery import BROKER_URL, DATABASE_URL, MODEL_URL, QUEUE, TASK
@@ -20,7 +20,7 @@ from ops.servers import RedisServer
 
 TREE = Path(__file__).parents[2]
 MOST_THREADS = 200
-"""More make it slower: see docs/performance.md."""
+"""A turn beyond them waits for a thread, as it does where people run it."""
 MOST_PER_SECOND = 400
 """More than it has ever done: so many tasks are queued for each second."""
 
@@ -47,12 +47,8 @@ class PlainCelery:
         self._template = prepared(self._databases, load)
 
     def run(self, load: Load) -> Reading:
-        url = self._databases.create(self._template)
-        self._databases.flush()
-        try:
+        with copy_of(self._databases, self._template) as url:
             return self._measure(url, load)
-        finally:
-            self._databases.drop(url)
 
     def _measure(self, url: str, load: Load) -> Reading:
         threads = min(load.in_flight, MOST_THREADS)

@@ -3,6 +3,8 @@
 import os
 import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +41,17 @@ class Databases(Protocol):
     def times(self, url: str, query: str) -> list[float]:
         """The first column of a query."""
         ...
+
+
+@contextmanager
+def copy_of(databases: Databases, template: str) -> Iterator[str]:
+    """A copy for one run, which is dropped afterwards."""
+    url = databases.create(template)
+    databases.flush()
+    try:
+        yield url
+    finally:
+        databases.drop(url)
 
 
 class SQLiteFiles:

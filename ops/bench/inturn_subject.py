@@ -18,7 +18,7 @@ from inturn.models.store.sending import Sent
 from inturn.settings import Settings
 from inturn.workers.app import make_app
 from inturn.workers.queues import Hints
-from ops.bench.databases import Databases
+from ops.bench.databases import Databases, copy_of
 from ops.bench.filling import PROVIDER, fill
 from ops.bench.meter import Reading, memory_bytes, read, watch
 from ops.bench.model_server import ModelServer
@@ -71,12 +71,8 @@ class Inturn:
 
     def run(self, load: Load, workers: int = 1) -> Reading:
         """Work under this load, which so many workers share. What it cost is read from one of them."""
-        url = self._databases.create(self._template)
-        self._databases.flush()
-        try:
+        with copy_of(self._databases, self._template) as url:
             return self._measure(url, load, self._idle or 0, workers)
-        finally:
-            self._databases.drop(url)
 
     def _measure(self, url: str, load: Load, idle: int, workers: int) -> Reading:
         environment = self.environment(url, load.in_flight // workers)
