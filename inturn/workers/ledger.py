@@ -24,8 +24,10 @@ from inturn.models.store.working import Claim, Settlement, Started
 
 logger = logging.getLogger(__name__)
 
-BUSY_FROM = 4
-"""A transaction of fewer visits is no load: the next one need not wait for company."""
+GAP_SHARE = 0.05
+"""Nobody feels a wait for company that is as short a part of what a call takes."""
+REMEMBERED = 0.05
+"""How much of the known length of a call each new one is: the last twenty count most."""
 RETRY_SECONDS = (0.1, 2.0)
 """The first and the longest pause between two tries to reach a database that is gone."""
 UNSTORABLE = "unstorable"
@@ -61,7 +63,8 @@ class Ledger:
         owner: this process, as its leases name it.
         lease_seconds: how long a lease lasts without a heartbeat.
         context_turns: how many completed turns a model is shown where the session does not say.
-        gap_seconds: under load, the shortest time between two transactions: gathering more makes each turn cheaper.
+        gap_seconds: the shortest time between two transactions: gathering more makes each turn cheaper. Where calls are
+            quick it is less: a part of what they take (``GAP_SHARE``).
         on_settled: told, in the ledger's thread, each settlement that was stored.
         on_waited: told, in the loop, how many seconds the first of those waited that are answered together.
     """
@@ -80,6 +83,7 @@ class Ledger:
         self.database, self.owner = database, owner
         self._lease_seconds, self._context_turns, self._gap_seconds = lease_seconds, context_turns, gap_seconds
         self._on_settled, self._on_waited = on_settled, on_waited
+        self._call_seconds = 0.0
         self._waiting: deque[Visit] = deque()
         self._called = threading.Event()
         self._stopping = False
@@ -110,17 +114,21 @@ class Ledger:
             self._called.set()
         return visit.done
 
+    def note_call(self, seconds: float) -> None:
+        """How long a call took, by which the ledger paces itself."""
+        self._call_seconds += REMEMBERED * (seconds - self._call_seconds)
+
     def _run(self) -> None:
         while True:
             self._called.wait()
             self._called.clear()
             visits = self._gathered()
             if visits:
-                started = time.monotonic()
+                next_at = time.monotonic() + min(self._gap_seconds, GAP_SHARE * self._call_seconds)
                 self._carry_out(visits)
                 self._deliver(visits)
-                if len(visits) >= BUSY_FROM and not self._stopping:
-                    time.sleep(max(0.0, self._gap_seconds - (time.monotonic() - started)))
+                if not self._stopping:
+                    time.sleep(max(0.0, next_at - time.monotonic()))
             elif self._stopping:
                 return
 

@@ -108,6 +108,7 @@ class Turns:
         asked = self.cells if started.rescues >= self.settings.effective_max_rescues else self.providers
         call = Call(started, asyncio.get_running_loop().create_task(asked.reply(started.model, prompt)))
         self.calls[started.session_id] = call
+        began = time.monotonic()
         try:
             reply = await call.task
         except ProviderError as error:
@@ -127,6 +128,7 @@ class Turns:
             self.ledger.submit(stopped(started, self.settings.max_attempts), None)
             raise
         finally:
+            self.ledger.note_call(time.monotonic() - began)
             if self.calls.get(started.session_id) is call:
                 del self.calls[started.session_id]
         reached("call.after_response")

@@ -3,8 +3,8 @@
 They are planned for the worst: a database that nobody has analysed yet, with a hundred thousand sessions waiting.
 
 * ``(SELECT clock_timestamp())`` rather than the bare function in comparisons: only so is it an index condition.
-* ``|| ''`` and ``+ interval '0'`` keep an index out of a plan: rows that are named are found by their primary key, where
-  the planner would rather read all that are ready, or all that the process owns, once for each.
+* ``|| ''``, ``coalesce(owner, '')``, ``+ interval '0'`` and ``OFFSET 0`` keep a plan out: rows that are named are found by their primary
+  key, where the planner would rather read all that are ready, or all that the process owns, once for each.
 * No CTE is joined with another, as that is a loop within a loop.
 """
 
@@ -88,13 +88,13 @@ FREE = text("""
 UPDATE leases SET owner = NULL, expires_at = NULL, ready_at = (
     SELECT t.ready_at FROM turns AS t WHERE t.session_id = leases.session_id AND t.state = 'queued'
     ORDER BY t.number LIMIT 1)
-WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND owner || '' = :owner
+WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND coalesce(owner, '') = :owner
 """)
 
 # Before SETTLE, and not within it: a statement sees what was committed when it began, and a send or a cancel that it then
 # waited for would be missed: the flag of a turn that goes back, or the turn that the session is ready by now.
 LOCK = text("""
-SELECT session_id FROM leases WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND owner || '' = :owner
+SELECT session_id FROM leases WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND coalesce(owner, '') = :owner
 ORDER BY session_id FOR UPDATE
 """)
 
@@ -110,10 +110,12 @@ WITH item AS MATERIALIZED (
         session_id bigint, token bigint, number int, attempt int, state text, outcome text, reply text,
         delay_seconds double precision, error_type text, error_message text, status_code int, retryable boolean,
         request_id text, input_tokens int, output_tokens int)
+    CROSS JOIN LATERAL (SELECT l.token, l.owner FROM leases AS l WHERE l.session_id = i.session_id OFFSET 0) AS held
     LEFT JOIN LATERAL (
         SELECT t.ready_at, t.lane FROM turns AS t WHERE t.session_id = i.session_id AND t.state = 'queued'
         ORDER BY t.number LIMIT 1
     ) AS lowest ON true
+    WHERE held.token = i.token AND held.owner = :owner
 ), kept AS (
     UPDATE leases AS l
     SET owner = NULL, expires_at = NULL,
@@ -121,7 +123,7 @@ WITH item AS MATERIALIZED (
                         ELSE item.ready_at END,
         lane = CASE WHEN item.becomes = 'queued' THEN l.lane ELSE coalesce(item.lane, l.lane) END,
         halted_by = CASE WHEN item.halts THEN item.number ELSE l.halted_by END
-    FROM item WHERE l.session_id = item.session_id AND l.token = item.token AND l.owner || '' = :owner
+    FROM item WHERE l.session_id = item.session_id
     RETURNING item.*
 ), turned AS (
     UPDATE turns AS t
