@@ -14,7 +14,6 @@ from inturn.models.errors import (
     SessionNotFoundError,
     TurnCancelledError,
     TurnFailedError,
-    TurnNotFoundError,
 )
 from inturn.models.failpoints import reached
 from inturn.models.states import Lane, TurnState
@@ -125,10 +124,7 @@ class Session:
             ring_cancel(connections.broker)
         if sent.hint:
             connections.hints.publish(sent, self.session_id)
-        try:
-            return Turn(self._client, reading.get_turn(connections.database, sent.session_id, sent.number))
-        except TurnNotFoundError:  # somebody deleted the session in between
-            raise SessionNotFoundError(self.session_id) from None
+        return Turn(self._client, sent.turn)
 
     def send_and_wait(
         self,
@@ -312,16 +308,17 @@ class Turn:
         answered_in = connections.waiter.until_final(self._row.session_id, self._row.number, seconds)
         if answered_in is None:
             raise SendTimeoutError(self, seconds or 0.0)
-        self.refresh()
-        database, row = connections.database, self._row
-        if answered_in != row.number:
-            row = reading.get_turn(database, row.session_id, answered_in)
+        session = self._row.session_id
+        with connections.database.reading() as db:
+            row = self._row = reading.find_turn(db, session, self._row.number)
+            if answered_in != row.number:
+                row = reading.find_turn(db, session, answered_in)
+            reply = reading.find_reply(db, session, answered_in)
         final = f"{row.session_id}.{row.number}"
         if row.state is TurnState.FAILED:
             raise TurnFailedError(
                 final, row.error_type or "", row.error_message or "", row.error_status, bool(row.error_retryable)
             )
-        reply = reading.get_reply(database, row.session_id, row.number)
         if reply is None:
             raise TurnCancelledError(final)
         return Message.of(reply)

@@ -10,6 +10,7 @@ The same code runs on SQLite and PostgreSQL. What differs on SQLite, and why:
 """
 
 import logging
+import math
 import os
 import random
 import re
@@ -19,13 +20,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from inturn.models.errors import DatabaseUnreachableError, InturnError, SchemaError, StorageError
 
@@ -40,6 +43,8 @@ GAP_SECONDS = 0.0006
 """Between two writes of one process to a SQLite file: who looks meanwhile gets in."""
 WAL_RESET_BACKPORTS = ((3, 44, 6), (3, 50, 7))
 CONNECT_TIMEOUT_SECONDS = 5
+REST_SECONDS = 1.0
+"""After so long without use, a connection to PostgreSQL may have gone."""
 LET_GO = "SET idle_in_transaction_session_timeout = '5s'"
 """A process that is frozen within a transaction loses it: everybody who needs its rows would wait for as long."""
 TRANSACTION_TRIES = 5
@@ -78,10 +83,11 @@ class Database:
             self.url,
             pool_size=connections,
             max_overflow=0,
-            pool_pre_ping=True,
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "inturn"},
         )
         event.listen(engine, "connect", self._set_session)
+        event.listen(engine, "checkin", note_return)
+        event.listen(engine, "checkout", partial(ping_after_rest, engine.dialect))
         return engine
 
     def _set_session(self, connection: Any, _record: Any) -> None:
@@ -158,6 +164,24 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def note_return(_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info["returned_at"] = time.monotonic()
+
+
+def ping_after_rest(dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+    """Before a connection that nobody used for a while is used: does it still stand? One in use shows it by itself, and
+    asking it each time (``pool_pre_ping``) is a round trip in each transaction.
+
+    Raises:
+        DisconnectionError: it does not; the pool opens another.
+    """
+    if time.monotonic() - record.info.get("returned_at", math.inf) > REST_SECONDS:
+        try:
+            dialect.do_ping(connection)
+        except dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError from error
 
 
 def be_patient(db: Connection) -> None:

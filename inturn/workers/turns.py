@@ -84,12 +84,13 @@ class Turns:
             return turns
         answer = await self.ledger.visit(None, Claim(lane, session_id))
         while answer.started is not None:
-            started, turns = answer.started, turns + 1
+            started, turns, began = answer.started, turns + 1, time.monotonic()
             try:
                 settlement = await self._attempt(started)
             except Exception:
                 self._let_go(started)  # nobody works on it: the heartbeat finds its lease to be an orphan's
                 raise
+            self.ledger.note_call(time.monotonic() - began)
             more = turns < most and time.monotonic() < until and not self._draining() and shares.may_go_on(lane)
             answer = await self._settle(started, settlement, Claim(lane, started.session_id) if more else None)
             if not more:
@@ -108,7 +109,6 @@ class Turns:
         asked = self.cells if started.rescues >= self.settings.effective_max_rescues else self.providers
         call = Call(started, asyncio.get_running_loop().create_task(asked.reply(started.model, prompt)))
         self.calls[started.session_id] = call
-        began = time.monotonic()
         try:
             reply = await call.task
         except ProviderError as error:
@@ -128,7 +128,6 @@ class Turns:
             self.ledger.submit(stopped(started, self.settings.max_attempts), None)
             raise
         finally:
-            self.ledger.note_call(time.monotonic() - began)
             if self.calls.get(started.session_id) is call:
                 del self.calls[started.session_id]
         reached("call.after_response")

@@ -14,7 +14,7 @@ import psycopg
 from inturn.models.database import Database
 from inturn.models.migrations import upgrade
 from inturn.models.states import Lane
-from inturn.models.store.sending import Sent
+from inturn.models.store.waking import Ready
 from inturn.settings import Settings
 from inturn.workers.app import make_app
 from inturn.workers.queues import Hints
@@ -123,7 +123,7 @@ class Inturn:
         app = make_app(Settings.load(home=self._home, broker_url=self._broker.url), producer=True)
         hints = Hints(app)
         for session in range(1, sessions + 1):
-            hints.publish(Sent(session, 1, lane, hint=True), f"bench-{session}")
+            hints.publish(Ready(session, f"bench-{session}", lane), f"bench-{session}")
         app.close()
 
     def environment(self, url: str, concurrency: int, **models: ModelServer) -> dict[str, str]:

@@ -14,7 +14,15 @@ from inturn.models.states import Lane, Retention, Role, SessionState
 from inturn.models.store import retention
 from inturn.models.tables import LEASES, MESSAGES, SESSIONS
 
+# Statements of every send are made once: to put one together costs more than to have it carried out.
+SAY = insert(MESSAGES).values(created_at=now())
 UPSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+SAY_AGAIN = {
+    dialect: (said := upsert(MESSAGES).values(created_at=now())).on_conflict_do_update(
+        index_elements=["session_id", "turn_number", "position"], set_={"content": said.excluded.content}
+    )
+    for dialect, upsert in UPSERT.items()
+}
 SYSTEM, PROMPT = 0, 1
 """Positions of messages within a turn."""
 
@@ -87,15 +95,9 @@ def say(db: Connection, session_id: int, turn: int, position: int, role: Role, c
         "position": position,
         "role": role,
         "content": storable(content),
-        "created_at": now(),
     }
-    statement = UPSERT[db.dialect.name](MESSAGES).values(values)
     # A system message that was changed twice before a send replaces itself: no model was ever shown the first.
-    if position == SYSTEM:
-        statement = statement.on_conflict_do_update(
-            index_elements=["session_id", "turn_number", "position"], set_={"content": values["content"]}
-        )
-    db.execute(statement)
+    db.execute(SAY_AGAIN[db.dialect.name] if position == SYSTEM else SAY, values)
 
 
 def _unsay(db: Connection, session_id: int, turn: int) -> None:

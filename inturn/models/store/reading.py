@@ -11,6 +11,7 @@ from sqlalchemy import (
     Row,
     Select,
     Table,
+    bindparam,
     case,
     exists,
     func,
@@ -230,12 +231,20 @@ def _turn(row: Row[*tuple[Any, ...]]) -> TurnRecord:
     return TurnRecord(**(dict(row._mapping) | {"state": TurnState(row.state), "lane": Lane(row.lane)}))
 
 
+ONE_TURN = _turns().where(TURNS.c.session_id == bindparam("session"), TURNS.c.number == bindparam("of_number"))
+
+
 def get_turn(database: Database, session_id: int, number: int) -> TurnRecord:
     """Raises: TurnNotFoundError."""
     with database.reading() as db:
-        row = db.execute(_turns().where(TURNS.c.session_id == session_id, TURNS.c.number == number)).one_or_none()
-        if row is None:
-            raise no_turn(db, session_id, number)
+        return find_turn(db, session_id, number)
+
+
+def find_turn(db: Connection, session_id: int, number: int) -> TurnRecord:
+    """Raises: TurnNotFoundError."""
+    row = db.execute(ONE_TURN, {"session": session_id, "of_number": number}).one_or_none()
+    if row is None:
+        raise no_turn(db, session_id, number)
     return _turn(row)
 
 
@@ -301,24 +310,27 @@ def _message(row: Row[*tuple[Any, ...]]) -> MessageRecord:
     return MessageRecord(**(dict(row._mapping) | {"role": Role(row.role)}))
 
 
+OUTCOME = select(TURNS.c.state, TURNS.c.merged_into).where(
+    TURNS.c.session_id == bindparam("session"), TURNS.c.number == bindparam("of_number")
+)
+
+
 def outcome(db: Connection, session_id: int, number: int) -> Outcome | None:
     """Where the turn stands, or the one that it is joined into: what a waiter looks at again and again."""
     while True:
-        row = db.execute(
-            select(TURNS.c.state, TURNS.c.merged_into).where(TURNS.c.session_id == session_id, TURNS.c.number == number)
-        ).one_or_none()
+        row = db.execute(OUTCOME, {"session": session_id, "of_number": number}).one_or_none()
         if row is None or row.merged_into is None:
             return None if row is None else Outcome(number, TurnState(row.state))
         number = row.merged_into
 
 
-def get_reply(database: Database, session_id: int, number: int) -> MessageRecord | None:
-    with database.reading() as db:
-        row = db.execute(
-            select(*columns(MESSAGES, MessageRecord)).where(
-                MESSAGES.c.session_id == session_id,
-                MESSAGES.c.turn_number == number,
-                MESSAGES.c.position == REPLY,
-            )
-        ).one_or_none()
+ONE_REPLY = select(*columns(MESSAGES, MessageRecord)).where(
+    MESSAGES.c.session_id == bindparam("session"),
+    MESSAGES.c.turn_number == bindparam("of_number"),
+    MESSAGES.c.position == REPLY,
+)
+
+
+def find_reply(db: Connection, session_id: int, number: int) -> MessageRecord | None:
+    row = db.execute(ONE_REPLY, {"session": session_id, "of_number": number}).one_or_none()
     return None if row is None else _message(row)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, or_, select, update
+from sqlalchemy import Boolean, Connection, Row, bindparam, case, func, insert, or_, select, update
 
 from inturn.models.clock import now
 from inturn.models.content import storable
@@ -19,6 +19,7 @@ from inturn.models.errors import (
 from inturn.models.states import UNFINISHED, Lane, Role, SessionState, TurnState
 from inturn.models.store.opening import PROMPT, say
 from inturn.models.store.overtaking import BLANK_LINE, Joined, interrupt, join, with_joined
+from inturn.models.store.reading import TurnRecord, columns, find_turn
 from inturn.models.store.waking import Ready, list_ready, make_ready
 from inturn.models.tables import LEASES, MESSAGES, SESSIONS, TURNS
 
@@ -28,21 +29,73 @@ HINT_STALE_SECONDS = 5.0
 WhenBusy = Literal["enqueue", "reject", "interrupt", "coalesce"]
 
 
+# As in ``opening``: made once, as every send needs them.
+MINE = (
+    (SESSIONS.c.key == bindparam("of_key"))
+    & (SESSIONS.c.state == SessionState.ACTIVE)
+    & (SESSIONS.c.id == func.coalesce(bindparam("of_id", type_=SESSIONS.c.id.type), SESSIONS.c.id))
+)
+LOCK_SESSION = select(SESSIONS.c.id).where(MINE).with_for_update(key_share=True)
+NUMBER = (
+    update(SESSIONS)
+    .where(MINE)
+    .values(next_turn=SESSIONS.c.next_turn + 1, last_activity_at=now())
+    .returning(SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.model, SESSIONS.c.system_turn)
+)
+IS_HINT_STALE = or_(
+    LEASES.c.hinted_at.is_(None),
+    LEASES.c.hinted_at < now(-HINT_STALE_SECONDS),
+    LEASES.c.hinted_at < LEASES.c.ready_at,
+)
+LOCK_LEASE = (
+    select(
+        LEASES.c.owner,
+        LEASES.c.ready_at,
+        LEASES.c.lane,
+        LEASES.c.halted_by,
+        case((IS_HINT_STALE, True), else_=False).label("is_stale"),
+        now().label("present"),
+    )
+    .where(LEASES.c.session_id == bindparam("session"))
+    .with_for_update()
+)
+ACCEPT = (
+    insert(TURNS).values(created_at=now()).returning(*columns(TURNS, TurnRecord, but=("key", "prompt", "not_before")))
+)
+WAKE = (
+    update(LEASES)
+    .where(LEASES.c.session_id == bindparam("session"))
+    .values(
+        lane=bindparam("of_lane"),
+        ready_at=bindparam("due_at"),
+        hinted_at=case((bindparam("hint", type_=Boolean), now()), else_=LEASES.c.hinted_at),
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """An accepted prompt, and who must be told.
 
     Attributes:
+        turn: as it was stored.
         lane: the session's, for the hint: that of its lowest waiting turn.
         hint: whether a worker is to be told that the session has work.
         interrupted: whether the running turn's worker is to be told that it is wanted back.
     """
 
-    session_id: int
-    number: int
+    turn: TurnRecord
     lane: Lane
     hint: bool
     interrupted: bool = False
+
+    @property
+    def session_id(self) -> int:
+        return self.turn.session_id
+
+    @property
+    def number(self) -> int:
+        return self.turn.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +112,10 @@ class _Prompted:
     lane: Lane
     retry_of: int | None
 
-    def session(self) -> ColumnElement[bool]:
-        mine = (SESSIONS.c.key == self.key) & (SESSIONS.c.state == SessionState.ACTIVE)
-        return mine if self.session_id is None else mine & (SESSIONS.c.id == self.session_id)
+    @property
+    def session(self) -> dict[str, Any]:
+        """What ``MINE`` asks for."""
+        return {"of_key": self.key, "of_id": self.session_id}
 
     def earliest(self, present: datetime, joined: datetime | None) -> datetime:
         """When it may run: never in the past, or it would go ahead of other sessions' turns."""
@@ -104,11 +158,11 @@ def _sent_before(db: Connection, new: _Prompted) -> Sent | None:
     """The turn that the idempotency key stands for already. Takes the session's lock, so that two of a kind wait."""
     if new.idempotency_key is None:
         return None
-    locked = db.execute(select(SESSIONS.c.id).where(new.session()).with_for_update(key_share=True)).scalar()
+    locked = db.execute(LOCK_SESSION, new.session).scalar()
     if locked is None:
         raise SessionNotFoundError(new.key)
     row = db.execute(
-        select(TURNS.c.number, TURNS.c.lane, MESSAGES.c.content)
+        select(TURNS.c.number, MESSAGES.c.content)
         .join(MESSAGES, (MESSAGES.c.session_id == TURNS.c.session_id) & (MESSAGES.c.turn_number == TURNS.c.number))
         .where(
             TURNS.c.session_id == locked,
@@ -120,7 +174,8 @@ def _sent_before(db: Connection, new: _Prompted) -> Sent | None:
         return None
     if not _is_said(db, locked, row.number, row.content, storable(new.prompt)):
         raise IdempotencyConflictError(new.key, new.idempotency_key)
-    return Sent(locked, row.number, Lane(row.lane), hint=False)
+    turn = find_turn(db, locked, row.number)
+    return Sent(turn, turn.lane, hint=False)
 
 
 def _is_said(db: Connection, session_id: int, number: int, stored: str, prompt: str) -> bool:
@@ -131,71 +186,48 @@ def _is_said(db: Connection, session_id: int, number: int, stored: str, prompt: 
 
 
 def _accept(db: Connection, new: _Prompted) -> Sent:
-    row = db.execute(
-        update(SESSIONS)
-        .where(new.session())
-        .values(next_turn=SESSIONS.c.next_turn + 1, last_activity_at=now())
-        .returning(SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.model, SESSIONS.c.system_turn)
-    ).one_or_none()
+    row = db.execute(NUMBER, new.session).one_or_none()
     if row is None:
         raise SessionNotFoundError(new.key)
-    number, lease = row.next_turn - 1, _locked_lease(db, row.id)
+    # Under the lease's lock nothing is claimed or settled until the new turn is stored.
+    number, lease = row.next_turn - 1, db.execute(LOCK_LEASE, {"session": row.id}).one()
     if new.when_busy == "reject" and _is_busy(db, row.id):
         raise SessionBusyError(new.key)
     interrupted = new.when_busy == "interrupt" and interrupt(db, row.id)
     text = storable(new.prompt)
     joined = join(db, row.id, number, text) if new.when_busy == "coalesce" else Joined(text, None)
     ready_at = new.earliest(lease.present, joined.not_before)
-    db.execute(
-        insert(TURNS).values(
-            session_id=row.id,
-            number=number,
-            state=TurnState.QUEUED,
-            lane=new.lane,
-            model=row.model,
-            system_turn=row.system_turn,
-            options=new.options,
-            idempotency_key=new.idempotency_key,
-            ready_at=ready_at,
-            attempts=0,
-            ambiguous=0,
-            rescues=_rescues_of(row.id, new.retry_of),
-            retry_of=new.retry_of,
-            created_at=now(),
-        )
-    )
+    accepted = db.execute(
+        ACCEPT,
+        {
+            "session_id": row.id,
+            "number": number,
+            "state": TurnState.QUEUED,
+            "lane": new.lane,
+            "model": row.model,
+            "system_turn": row.system_turn,
+            "options": new.options,
+            "idempotency_key": new.idempotency_key,
+            "ready_at": ready_at,
+            "attempts": 0,
+            "ambiguous": 0,
+            "rescues": _rescues_of(db, row.id, new.retry_of),
+            "retry_of": new.retry_of,
+        },
+    ).one()
     say(db, row.id, number, PROMPT, Role.USER, joined.prompt)
     lane, hint = _wake(db, row.id, lease, new, ready_at)
-    return Sent(row.id, number, lane, hint, interrupted)
+    not_before = ready_at if ready_at > lease.present else None
+    turn = TurnRecord(**accepted._mapping, key=new.key, prompt=joined.prompt, not_before=not_before)
+    return Sent(turn, lane, hint, interrupted)
 
 
-def _rescues_of(session_id: int, number: int | None) -> ColumnElement[int] | int:
+def _rescues_of(db: Connection, session_id: int, number: int | None) -> int:
     """How often workers died over the turn that is retried: what killed them must not begin anew with their neighbours."""
     if number is None:
         return 0
     before = select(TURNS.c.rescues).where(TURNS.c.session_id == session_id, TURNS.c.number == number)
-    return func.coalesce(before.scalar_subquery(), 0)
-
-
-def _locked_lease(db: Connection, session_id: int) -> Row[*tuple[Any, ...]]:
-    """The session's lease under its lock: nothing is claimed or settled until the new turn is stored."""
-    stale = or_(
-        LEASES.c.hinted_at.is_(None),
-        LEASES.c.hinted_at < now(-HINT_STALE_SECONDS),
-        LEASES.c.hinted_at < LEASES.c.ready_at,
-    )
-    return db.execute(
-        select(
-            LEASES.c.owner,
-            LEASES.c.ready_at,
-            LEASES.c.lane,
-            LEASES.c.halted_by,
-            case((stale, True), else_=False).label("is_stale"),
-            now().label("present"),
-        )
-        .where(LEASES.c.session_id == session_id)
-        .with_for_update()
-    ).one()
+    return db.execute(before).scalar() or 0
 
 
 def _is_busy(db: Connection, session_id: int) -> bool:
@@ -215,16 +247,13 @@ def _wake(
     """
     if lease.owner is not None:
         return Lane(lease.lane), False
-    changes: dict[str, Any] = {}
-    lane, due_at, told = Lane(lease.lane), lease.ready_at, not lease.is_stale
-    if lease.ready_at is None or new.when_busy in ("interrupt", "coalesce"):
-        lane, due_at, told = new.lane, ready_at, False
-        changes = {"lane": lane, "ready_at": ready_at}
-    hint = not told and due_at <= lease.present and lease.halted_by is None
-    if hint:
-        changes["hinted_at"] = now()
-    if changes:
-        db.execute(update(LEASES).where(LEASES.c.session_id == session_id).values(changes))
+    lane, due_at, is_told = Lane(lease.lane), lease.ready_at, not lease.is_stale
+    is_lowest = lease.ready_at is None or new.when_busy in ("interrupt", "coalesce")
+    if is_lowest:
+        lane, due_at, is_told = new.lane, ready_at, False
+    hint = not is_told and due_at <= lease.present and lease.halted_by is None
+    if is_lowest or hint:
+        db.execute(WAKE, {"session": session_id, "of_lane": lane, "due_at": due_at, "hint": hint})
     return lane, hint
 
 

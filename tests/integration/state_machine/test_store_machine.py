@@ -147,7 +147,7 @@ def test_what_is_broken_is_found(house: House, broken: str, monkeypatch: pytest.
 
 ON_POSTGRESQL: dict[str, tuple[Break, str]] = {
     "no fence": (
-        without(postgresql, "SETTLE", "AND l.token = item.token AND l.owner || '' = :owner"),
+        without(postgresql, "SETTLE", "WHERE held.token = i.token AND held.owner = :owner"),
         OVERWRITTEN,
     ),
     "no index of running turns": (dropped("uq_turns_running"), "the tables allow two turns at once"),

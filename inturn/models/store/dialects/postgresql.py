@@ -3,8 +3,8 @@
 They are planned for the worst: a database that nobody has analysed yet, with a hundred thousand sessions waiting.
 
 * ``(SELECT clock_timestamp())`` rather than the bare function in comparisons: only so is it an index condition.
-* ``|| ''``, ``coalesce(owner, '')``, ``+ interval '0'`` and ``OFFSET 0`` keep a plan out: rows that are named are found by their primary
-  key, where the planner would rather read all that are ready, or all that the process owns, once for each.
+* ``|| ''``, ``coalesce(owner, '')``, ``+ interval '0'`` and ``OFFSET 0`` keep a plan out: rows that are named are found by
+  their primary key, where the planner would rather read all that are ready, or all that the process owns, for each.
 * No CTE is joined with another, as that is a loop within a loop.
 """
 
