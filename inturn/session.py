@@ -310,10 +310,8 @@ class Turn:
             raise SendTimeoutError(self, seconds or 0.0)
         session = self._row.session_id
         with connections.database.reading() as db:
-            row = self._row = reading.find_turn(db, session, self._row.number)
-            if answered_in != row.number:
-                row = reading.find_turn(db, session, answered_in)
-            reply = reading.find_reply(db, session, answered_in)
+            row, reply = reading.find_answer(db, session, answered_in)
+            self._row = row if answered_in == self._row.number else reading.find_turn(db, session, self._row.number)
         final = f"{row.session_id}.{row.number}"
         if row.state is TurnState.FAILED:
             raise TurnFailedError(

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LISTEN_SECONDS = 0.5
+TOO_TALKATIVE = ("httpx", "celery.app.trace", "celery.worker.strategy")
+"""A line or two at INFO for every call and for every hint: a tenth of what a turn costs. Addresses are nobody's business."""
 LIVE_OBJECTS = 50_000
 """How many more objects there must be before Python looks for unreachable cycles among them. A turn in flight is some
 hundred objects that live for a second: Python's own 700 had it look through thousands of turns' objects all the time,
@@ -68,8 +70,8 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             raise SystemExit(1) from error
         if self.database.dialect == "sqlite" and has_wal_reset_bug():
             logger.warning("action=sqlite_outdated: `inturn doctor` says why a newer SQLite, or PostgreSQL, is safer")
-        # A line for every call, at INFO: a tenth of what a turn costs, and the addresses are nobody's business.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        for name in TOO_TALKATIVE:
+            logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger(name).level))
         self.pool: TaskPool = worker.pool
         lanes = [name for name in worker.app.amqp.queues.consume_from if name in set(Lane)]
         self.process = describe_process(ProcessKind.WORKER, lanes, worker.concurrency)

@@ -46,6 +46,10 @@ logger = logging.getLogger(__name__)
 BLOCKED_SECONDS = 1.0
 WATCH_SECONDS = 0.25
 COLD_STOP_SECONDS = 3.0
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter while others wait for it. The hub thread needs it five times for each
+message: at Python's 5 ms a busy loop let it take up seventy a second.
+"""
 
 Value = TypeVar("Value")
 
@@ -226,6 +230,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._asked_at: float | None = None
 
     def on_start(self) -> None:
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._bell_out, self._bell_in = os.pipe()
         os.set_blocking(self._bell_out, False)
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)

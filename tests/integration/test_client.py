@@ -1,26 +1,21 @@
 """What the SDK owes its callers when somebody else is quicker."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from inturn import Client, NoWorkerError, SendTimeoutError, SessionNotFoundError, waiting
-from inturn.models.store import reading
+from inturn import Client, NoWorkerError, SendTimeoutError, TurnNotFoundError, waiting
+from inturn.models.states import TurnState
 
 
 def test_a_session_deleted_between_the_commit_of_a_send_and_its_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    look = reading.get_turn
-
-    def late(*where: Any) -> Any:
-        client.delete_session("gone")
-        return look(*where)
-
     with Client(home=tmp_path) as client:
         session = client.create_session("gone")
-        monkeypatch.setattr(reading, "get_turn", late)
-        with pytest.raises(SessionNotFoundError, match="'gone'"):
-            session.send("hello")
+        monkeypatch.setattr(client.connections.hints, "publish", lambda work, key: client.delete_session(key))
+        turn = session.send("hello")
+        assert (turn.state, turn.prompt, turn.number) == (TurnState.QUEUED, "hello", 1), "what was stored"
+        with pytest.raises(TurnNotFoundError):
+            turn.wait(5)
 
 
 @pytest.mark.parametrize(("broker_url", "command"), [("redis://127.0.0.1:1", "inturn worker"), ("", "inturn up")])

@@ -227,8 +227,8 @@ def _turns() -> Select[Any]:
     ).join(SESSIONS, SESSIONS.c.id == TURNS.c.session_id)
 
 
-def _turn(row: Row[*tuple[Any, ...]]) -> TurnRecord:
-    return TurnRecord(**(dict(row._mapping) | {"state": TurnState(row.state), "lane": Lane(row.lane)}))
+def _turn(row: dict[str, Any]) -> TurnRecord:
+    return TurnRecord(**{**row, "state": TurnState(row["state"]), "lane": Lane(row["lane"])})
 
 
 ONE_TURN = _turns().where(TURNS.c.session_id == bindparam("session"), TURNS.c.number == bindparam("of_number"))
@@ -245,7 +245,7 @@ def find_turn(db: Connection, session_id: int, number: int) -> TurnRecord:
     row = db.execute(ONE_TURN, {"session": session_id, "of_number": number}).one_or_none()
     if row is None:
         raise no_turn(db, session_id, number)
-    return _turn(row)
+    return _turn(dict(row._mapping))
 
 
 def no_turn(db: Connection, session_id: int, number: int) -> TurnNotFoundError:
@@ -267,7 +267,7 @@ def list_turns(
     if state is not None:
         page = page.where(TURNS.c.state == state)
     with database.reading() as db:
-        return [_turn(row) for row in db.execute(page.order_by(TURNS.c.number).limit(limit))]
+        return [_turn(dict(row._mapping)) for row in db.execute(page.order_by(TURNS.c.number).limit(limit))]
 
 
 def list_quarantined(
@@ -284,7 +284,7 @@ def list_quarantined(
         page = page.where(TURNS.c.finished_at <= before.finished_at, tuple_(*newest_first) < tuple_(*last))
     with database.reading() as db:
         rows = db.execute(page.order_by(*(column.desc() for column in newest_first)).limit(limit))
-        return [_turn(row) for row in rows]
+        return [_turn(dict(row._mapping)) for row in rows]
 
 
 def list_messages(
@@ -324,13 +324,22 @@ def outcome(db: Connection, session_id: int, number: int) -> Outcome | None:
         number = row.merged_into
 
 
-ONE_REPLY = select(*columns(MESSAGES, MessageRecord)).where(
-    MESSAGES.c.session_id == bindparam("session"),
-    MESSAGES.c.turn_number == bindparam("of_number"),
-    MESSAGES.c.position == REPLY,
+_REPLIES = MESSAGES.alias("reply")
+_ANSWER = ONE_TURN.add_columns(
+    *(_REPLIES.c[name].label(f"reply_{name}") for name in MessageRecord.__slots__)
+).outerjoin(
+    _REPLIES,
+    (_REPLIES.c.session_id == TURNS.c.session_id)
+    & (_REPLIES.c.turn_number == TURNS.c.number)
+    & (_REPLIES.c.position == REPLY),
 )
 
 
-def find_reply(db: Connection, session_id: int, number: int) -> MessageRecord | None:
-    row = db.execute(ONE_REPLY, {"session": session_id, "of_number": number}).one_or_none()
-    return None if row is None else _message(row)
+def find_answer(db: Connection, session_id: int, number: int) -> tuple[TurnRecord, MessageRecord | None]:
+    """A turn and its reply, if it has one. Raises: TurnNotFoundError."""
+    row = db.execute(_ANSWER, {"session": session_id, "of_number": number}).one_or_none()
+    if row is None:
+        raise no_turn(db, session_id, number)
+    values = dict(row._mapping)
+    reply = {name: values.pop(f"reply_{name}") for name in MessageRecord.__slots__}
+    return _turn(values), None if reply["role"] is None else MessageRecord(**reply | {"role": Role(reply["role"])})
