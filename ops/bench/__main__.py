@@ -87,7 +87,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument("--seconds", type=float, default=5, help="measured in each run; default 5")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each subject and load; default 3")
-    parser.add_argument("--in-flight", type=counts, default=[100, 200, 1000, 5000], help="default 100,200,1000,5000")
+    loads = [100, 200, 600, 1000, SATURATED, 5000]
+    parser.add_argument("--in-flight", type=counts, default=loads, help=f"default {','.join(map(str, loads))}")
     parser.add_argument("--databases", type=databases_option, default=list(DATABASES), help="default both")
     parser.add_argument("--seed", type=int, default=1, help="of the model's latency; default 1")
     return parser.parse_args(words)

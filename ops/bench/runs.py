@@ -12,7 +12,7 @@ from ops.bench.rows import Row, compared, rows_of
 from ops.bench.subject import Subject
 from ops.bench.workload import Load
 
-SATURATED = 2000
+SATURATED = 2500
 """In flight: more than one worker answers in a second, which is what a call takes."""
 
 

@@ -6,9 +6,9 @@ import logging
 import pytest
 from sqlalchemy import text
 
-from inturn.models.states import POISONED, AttemptOutcome, TurnState
-from inturn.models.store.working import Settlement, Started
-from inturn.workers.ledger import Answer, Ledger
+from inturn.models.states import POISONED, AttemptOutcome, Lane, TurnState
+from inturn.models.store.working import Claim, Settlement, Started
+from inturn.workers.ledger import CROWD, Answer, Ledger
 from tests.integration.stores import WORKER, Store, settlement
 
 TRIGGER = """
@@ -44,6 +44,36 @@ def settle_together(store: Store, settlements: list[Settlement]) -> list[Answer]
             ledger.stop(5)
 
     return asyncio.run(visits())
+
+
+FOREVER = 3600.0
+
+
+@pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
+def test_visits_wait_for_company_for_a_part_of_what_calls_take(store: Store):
+    async def visits() -> None:
+        ledger = Ledger(
+            store.database, WORKER, lease_seconds=30, context_turns=20, gap_seconds=FOREVER, on_settled=lambda _: None
+        )
+        ledger.start()
+
+        def come(count: int) -> "asyncio.Future[list[Answer]]":
+            return asyncio.gather(*(ledger.submit(None, Claim(Lane.CHAT)) for _ in range(count)))
+
+        try:
+            for _ in range(3):
+                await asyncio.wait_for(come(1), 20)  # no call was seen yet: nobody waits
+            for _ in range(100):
+                ledger.note_call(FOREVER)
+            await asyncio.wait_for(come(1), 20)  # the last transaction was before that
+            few = come(CROWD - 1)
+            await asyncio.sleep(0.3)
+            assert not few.done()
+            await asyncio.wait_for(asyncio.gather(few, come(1)), 20)  # a crowd goes at once
+        finally:
+            ledger.stop(5)
+
+    asyncio.run(visits())
 
 
 def start_some(store: Store, *keys: str) -> dict[str, Started]:

@@ -3,15 +3,21 @@
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain
 
+import orjson
+import psycopg
 import pytest
+from sqlalchemy import func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from inturn.models import database
 from inturn.models.clock import now
 from inturn.models.content import REPLACEMENT
 from inturn.models.states import AttemptOutcome, Lane, TurnState
 from inturn.models.store import retention, sending, working
+from inturn.models.store.dialects import postgresql
 from inturn.models.store.working import Claim, Started
 from inturn.models.tables import LEASES, TURNS
 from tests.integration.stores import WORKER, Store, meet, settlement
@@ -385,3 +391,30 @@ def test_ids_are_never_used_again(store: Store):
         again = store.session("a")
         assert again > last
         last = again
+
+
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
+def test_a_connection_that_went_away_while_nobody_used_it_is_replaced(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(database, "REST_SECONDS", 0.0)
+    with store.database.reading() as db:
+        gone = db.execute(select(func.pg_backend_pid())).scalar_one()
+    with psycopg.connect(make_url(store.database.url).set(drivername="postgresql").render_as_string(False)) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [gone])
+    with store.database.reading() as db:
+        assert db.execute(select(func.pg_backend_pid())).scalar_one() != gone
+
+
+@pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
+def test_leases_that_are_settled_are_looked_up_and_not_searched_for_among_all(store: Store):
+    """By its statistics the planner would read all leases of the owner, once for each settlement."""
+    sessions = [store.session(f"s{number}") for number in range(60)]
+    for number in range(60):
+        store.send(f"s{number}")
+    started = [store.start(session) for session in sessions]
+    store.write(lambda db: db.execute(text("ANALYZE")))
+    items = orjson.dumps([working._item(settlement(each)) for each in started]).decode()
+    with closing(store.database.dedicated(postgresql.SESSION_SETTINGS)) as dedicated, dedicated.writing() as db:
+        explained = text(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {postgresql.SETTLE.text}")
+        plan = "\n".join(db.execute(explained, {"items": items, "owner": WORKER}).scalars())
+    assert "Update on leases" in plan
+    assert "Join Filter" not in plan, plan
