@@ -6,18 +6,20 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
 from ops.bench.bare_subject import BareLoop
-from ops.bench.celery_subject import PlainCelery
 from ops.bench.circumstances import describe
 from ops.bench.databases import Databases, PostgreSQLDatabases, SQLiteFiles
 from ops.bench.inturn_subject import Inturn
 from ops.bench.lanes import lane_rows
 from ops.bench.latency import history_rows, idle_rows, loaded_rows
 from ops.bench.model_server import ModelServer, model_server
+from ops.bench.plain_celery import PLAIN_CELERY
 from ops.bench.processes import ChildFailedError
+from ops.bench.queue_subject import QueueWorker, TaskQueue
 from ops.bench.rows import FIGURES, GROUPS, LOAD_GROUPS, Row, as_json
 from ops.bench.runs import SATURATED, Contest, contend, saturation_of, say, scale
 from ops.bench.sending import send_rows
@@ -115,6 +117,15 @@ def broker_running() -> Iterator[RedisServer]:
         broker.stop()
 
 
+def task_queues() -> list[TaskQueue]:
+    """Plain Celery, and what else is installed here."""
+    if not (find_spec("taskiq") and find_spec("taskiq_redis")):
+        return [PLAIN_CELERY]
+    from ops.bench.with_taskiq import TASKIQ
+
+    return [PLAIN_CELERY, TASKIQ]
+
+
 def rows_on(kind: str, arguments: argparse.Namespace, bench: Bench, failures: list[str]) -> Iterator[Row]:
     """All rows of one database."""
     wanted, repeat, seed = set(arguments.rows), arguments.repeat, arguments.seed
@@ -122,7 +133,8 @@ def rows_on(kind: str, arguments: argparse.Namespace, bench: Bench, failures: li
     with databases_of(kind, directory) as databases:
         ours = Inturn(databases, broker, model, directory)
         loops = [BareLoop(name, store, databases, model) for name, store in BASELINES[kind].items()]
-        contest = Contest(ours, [*loops, PlainCelery(databases, broker, model, directory)])
+        queues = [QueueWorker(queue, databases, broker, model, directory) for queue in task_queues()]
+        contest = Contest(ours, [*loops, *queues])
         saturation = 0.0
         for in_flight in arguments.in_flight if wanted & set(LOAD_GROUPS) else ():
             for row in contend(contest, Load(in_flight, arguments.seconds), repeat, arguments.rows, failures):

@@ -6,11 +6,13 @@ import sqlite3
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
 LIBRARIES = ("celery", "sqlalchemy", "httpx", "httpx-aiohttp", "aiohttp", "asyncpg", "psycopg", "uvloop")
+OPTIONAL = ("taskiq",)
 
 
 def cpu_model() -> str:
@@ -41,7 +43,7 @@ def describe(seed: int, seconds: float, repeat: int) -> dict[str, str]:
     return {
         "machine": f"{os.cpu_count()} x {cpu_model()}, {memory:.0f} GiB, {platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
-        "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+        "libraries": ", ".join(f"{name} {version(name)}" for name in (*LIBRARIES, *filter(find_spec, OPTIONAL))),
         "busy": f"load average {os.getloadavg()[0]:.2f} before the first run",
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),

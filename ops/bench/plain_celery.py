@@ -5,6 +5,7 @@ Run by ``celery --app ops.bench.plain_celery worker``; the environment says wher
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -13,11 +14,13 @@ from celery import Celery
 from sqlalchemy import event
 from sqlmodel import Field, Session, SQLModel, col, create_engine, select
 
+from ops.bench.databases import with_driver
 from ops.bench.loops.sqlalchemy_sqlite import set_pragmas
+from ops.bench.processes import module
+from ops.bench.queue_subject import BROKER_URL, DATABASE_URL, MODEL_URL, TaskQueue
 from ops.bench.store import POOL_SIZE
 from ops.bench.workload import CONTEXT_MESSAGES
 
-DATABASE_URL, BROKER_URL, MODEL_URL = "BENCH_DATABASE_URL", "BENCH_BROKER_URL", "BENCH_MODEL_URL"
 TASK = "bench.answer"
 QUEUE = "plain"
 LOCK_SECONDS = 120
@@ -51,7 +54,7 @@ def make_app() -> Celery:
     app.conf.update(
         task_default_queue=QUEUE, task_ignore_result=True, task_acks_late=True, worker_prefetch_multiplier=1
     )
-    engine = create_engine(os.environ[DATABASE_URL], pool_size=POOL_SIZE, max_overflow=0, pool_timeout=600)
+    engine = create_engine(with_driver(os.environ[DATABASE_URL]), pool_size=POOL_SIZE, max_overflow=0, pool_timeout=600)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", set_pragmas)
     model = httpx.Client(base_url=os.environ[MODEL_URL], timeout=60, limits=httpx.Limits(max_connections=None))
@@ -72,6 +75,19 @@ def make_app() -> Celery:
 
     return app
 
+
+def command(slots: int) -> list[str]:
+    words = ("--app=ops.bench.plain_celery", "worker", "--pool=threads", f"--concurrency={slots}")
+    return module("celery", *words, "--loglevel=INFO", "--without-gossip", "--without-mingle", f"--queues={QUEUE}")
+
+
+def publish(broker_url: str, tasks: Iterable[tuple[int, int]]) -> None:
+    with Celery("producer", broker=broker_url) as producing, producing.producer_pool.acquire() as producer:
+        for place in tasks:
+            producing.send_task(TASK, args=place, queue=QUEUE, producer=producer)
+
+
+PLAIN_CELERY = TaskQueue("plain Celery", command, "ready.", publish, most_slots=200, most_per_second=400)
 
 if BROKER_URL in os.environ:
     app = make_app()
