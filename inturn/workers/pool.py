@@ -47,9 +47,7 @@ BLOCKED_SECONDS = 1.0
 WATCH_SECONDS = 0.25
 COLD_STOP_SECONDS = 3.0
 SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter while others wait for it. The hub thread needs it five times for each
-message: at Python's 5 ms a busy loop let it take up seventy a second.
-"""
+"""How long a thread keeps the interpreter from others. At Python's 5 ms the hub got through 70 messages a second."""
 
 Value = TypeVar("Value")
 
