@@ -41,7 +41,7 @@ def rewrite(engine: ModuleType, name: str, before: str, after: str) -> None:
 
 def fence() -> None:
     rewrite(
-        postgresql, "SETTLE", "AND l.token = item.token AND l.owner || '' = :owner", "AND CAST(:owner AS text) <> ''"
+        postgresql, "SETTLE", "WHERE held.token = i.token AND held.owner = :owner", "WHERE CAST(:owner AS text) <> ''"
     )
     rewrite(sqlite, "HELD", "l.token = i.value ->> 'token' AND l.owner = :owner", ":owner <> ''")
 
