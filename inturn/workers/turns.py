@@ -112,6 +112,8 @@ class Turns:
         try:
             reply = await call.task
         except ProviderError as error:
+            # Through this frame and the task in it, its traceback would hold the error itself and all that was read.
+            error.__traceback__ = None
             return self._failed(started, error)
         except NoPlaceError:
             return ended(started, TurnState.QUEUED, None, delay_seconds=random.uniform(*PLACE_SECONDS))

@@ -1,6 +1,8 @@
 """A slice's calls: two of one session in one process, as after a pause for longer than the lease; those made in cells."""
 
 import asyncio
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any, cast
 
@@ -56,6 +58,48 @@ def test_a_session_claimed_again_breaks_off_the_call_of_the_lost_lease_and_keeps
     assert latter.reply == "late but paid for"
     assert latter.token == 3
     assert turns.calls == {}
+
+
+class Body:
+    """What a provider has read."""
+
+
+class Failing:
+    """Fails with its hands full."""
+
+    def __init__(self) -> None:
+        self.read: weakref.ref[Body] | None = None
+
+    async def reply(self, prompt: Prompt) -> Reply:
+        body = Body()
+        self.read = weakref.ref(body)
+        await asyncio.sleep(0)
+        raise ProviderError("ambiguous", "bad_reply", "this is no reply")
+
+    async def aclose(self) -> None:
+        return
+
+
+def test_what_a_failed_call_has_read_goes_with_it_and_not_when_the_collector_comes() -> None:
+    async def fail() -> Failing:
+        settings, failing = Settings(), Failing()
+        providers = Providers(
+            settings.available_providers, {**BUILDERS, "echo": lambda name, config: failing}, deadline_seconds=10
+        )
+        turns = Turns(settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False)
+        settlement = await turns._attempt(started(token=1))
+        assert settlement is not None
+        assert settlement.error_type == "bad_reply"
+        await asyncio.sleep(0)
+        return failing
+
+    gc.disable()
+    try:
+        failing = asyncio.run(fail())
+        assert failing.read is not None
+        assert failing.read() is None
+    finally:
+        gc.enable()
 
 
 class Cell:
