@@ -133,7 +133,9 @@ class Settings(BaseSettings):
     )
     retry_base_seconds: Positive = Field(1, description="Wait before the first retry; doubles. Default 1.")
     retry_cap_seconds: Positive = Field(60, description="Longest wait before a retry. Default 60.")
-    ledger_gap_seconds: Positive = Field(0.05, description="Shortest time between two commits. Default 0.05.")
+    ledger_gap_seconds: Positive = Field(
+        0.05, description="Shortest time between two commits; less where calls are quick. Default 0.05."
+    )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 LISTEN_SECONDS = 0.5
 TOO_TALKATIVE = ("httpx", "celery.app.trace", "celery.worker.strategy")
 """A line or two at INFO for every call and for every hint: a tenth of what a turn costs. Addresses are nobody's business."""
-LIVE_OBJECTS = 50_000
+NEW_OBJECTS = 50_000
 """How many more objects there must be before Python looks for unreachable cycles among them. A turn in flight is some
 hundred objects that live for a second: Python's own 700 had it look through thousands of turns' objects all the time,
 for nothing, which was half of the worker's CPU at 2,000 in flight.
@@ -78,7 +78,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         shares.share_out(lanes, worker.concurrency, self.settings.batch_share)
         self._assemble()
         self._begin()
-        gc.set_threshold(LIVE_OBJECTS)
+        gc.set_threshold(NEW_OBJECTS)
         _on_duty.append(self)
 
     def _assemble(self) -> None:

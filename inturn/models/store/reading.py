@@ -324,20 +324,18 @@ def outcome(db: Connection, session_id: int, number: int) -> Outcome | None:
         number = row.merged_into
 
 
-_REPLIES = MESSAGES.alias("reply")
-_ANSWER = ONE_TURN.add_columns(
-    *(_REPLIES.c[name].label(f"reply_{name}") for name in MessageRecord.__slots__)
-).outerjoin(
-    _REPLIES,
-    (_REPLIES.c.session_id == TURNS.c.session_id)
-    & (_REPLIES.c.turn_number == TURNS.c.number)
-    & (_REPLIES.c.position == REPLY),
+REPLIES = MESSAGES.alias("reply")
+ANSWER = ONE_TURN.add_columns(*(REPLIES.c[name].label(f"reply_{name}") for name in MessageRecord.__slots__)).outerjoin(
+    REPLIES,
+    (REPLIES.c.session_id == TURNS.c.session_id)
+    & (REPLIES.c.turn_number == TURNS.c.number)
+    & (REPLIES.c.position == REPLY),
 )
 
 
 def find_answer(db: Connection, session_id: int, number: int) -> tuple[TurnRecord, MessageRecord | None]:
     """A turn and its reply, if it has one. Raises: TurnNotFoundError."""
-    row = db.execute(_ANSWER, {"session": session_id, "of_number": number}).one_or_none()
+    row = db.execute(ANSWER, {"session": session_id, "of_number": number}).one_or_none()
     if row is None:
         raise no_turn(db, session_id, number)
     values = dict(row._mapping)

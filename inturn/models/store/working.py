@@ -1,8 +1,8 @@
 """What the working side changes. Each verb takes a list, and works inside the transaction that the ledger opened: many
 turns, one commit.
 
-Everything starts with the fence: the conditional change of the lease row on session, owner and token. Who is not in its
-answer has lost the lease, and none of the rest is done for them. The token is checked, not the time: a late reply that
+Everything starts with the fence: the lease row, under its lock, has to name this owner and token. Who is not in its answer
+has lost the lease, and none of the rest is done for them. The token is checked, not the time: a late reply that
 nobody superseded was paid for and is kept.
 """
 

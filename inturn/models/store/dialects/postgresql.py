@@ -95,7 +95,8 @@ WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND coalesce(owner, '') = :o
 """)
 
 # Before SETTLE, and not within it: a statement sees what was committed when it began, and a send or a cancel that it then
-# waited for would be missed: the flag of a turn that goes back, or the turn that the session is ready by now.
+# waited for would be missed: the flag of a turn that goes back, or the turn that the session is ready by now. And the fence,
+# which SETTLE looks at first (``held``), stays as it was found.
 LOCK = text("""
 SELECT session_id FROM leases WHERE session_id = ANY(CAST(:sessions AS bigint[])) AND coalesce(owner, '') = :owner
 ORDER BY session_id FOR UPDATE
