@@ -85,9 +85,7 @@ class BareLoop:
         with running(command) as child:
             first_line(child)
             idle = memory_bytes(child.pid)
-            parts = {"worker": child.pid}
-            if self._databases.server:
-                parts["database"] = self._databases.server
+            parts = {"worker": child.pid, **self._databases.parts}
             full = self._model.served() + load.in_flight
             tell(child, "go")
             wait_until(lambda: self._model.served() >= full, child, RAMP_SECONDS)

@@ -3,9 +3,10 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from sqlalchemy import make_url
@@ -18,11 +19,11 @@ class Databases(Protocol):
 
     Attributes:
         kind: ``postgresql`` or ``sqlite``.
-        server: the process whose CPU, with that of its children, is the database's; None when it is the worker's own.
+        parts: the process whose CPU, with that of its children, is the database's; empty when it is the worker's own.
     """
 
     kind: str
-    server: int | None
+    parts: Mapping[str, int]
 
     def create(self, template: str = "") -> str:
         """Make a database, empty or as a copy of another that nobody is connected to."""
@@ -58,7 +59,7 @@ class SQLiteFiles:
     """Files in a directory."""
 
     kind = "sqlite"
-    server: int | None = None
+    parts: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -102,7 +103,7 @@ class PostgreSQLDatabases:
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
-        self.server: int | None = server.pid
+        self.parts: Mapping[str, int] = {"database": server.pid}
 
     def create(self, template: str = "") -> str:
         return self._server.create_database(name_of(template) if template else "template0")

@@ -77,9 +77,6 @@ class Inturn:
     def _measure(self, url: str, load: Load, idle: int, workers: int) -> Reading:
         environment = self.environment(url, load.in_flight // workers)
         self.hint(load.in_flight)
-        parts = {"broker": self._broker.pid}
-        if self._databases.server:
-            parts["database"] = self._databases.server
         full = self._model.served() + load.in_flight
 
         def is_at_work() -> bool:
@@ -89,7 +86,7 @@ class Inturn:
         with ExitStack() as stack:
             worker, *_ = [stack.enter_context(self.worker(environment)) for _ in range(workers)]
             self.wait(worker, is_at_work)
-            samples = watch({"worker": worker.pid, **parts}, load.seconds)
+            samples = watch({"worker": worker.pid, "broker": self._broker.pid, **self._databases.parts}, load.seconds)
         return read(samples, self._databases.times(url, FINISHED[self.database]), load.in_flight, idle)
 
     def _idle_memory(self) -> int:

@@ -79,9 +79,7 @@ class QueueWorker:
         ) as worker:
             wait_until(lambda: self._queue.ready in self._log.read_text(errors="replace"), worker, RAMP_SECONDS)
             idle = memory_bytes(worker.pid)
-            parts = {"worker": worker.pid, "broker": self._broker.pid}
-            if self._databases.server:
-                parts["database"] = self._databases.server
+            parts = {"worker": worker.pid, "broker": self._broker.pid, **self._databases.parts}
             full = self._model.served() + slots
             most = round(self._queue.most_per_second * (load.seconds + RAMP_TURNS))
             self._queue.publish(self._broker.url, itertools.islice(tasks(load), most))
