@@ -34,6 +34,8 @@ TURNS = max(1000, round(150 * SECONDS))
 SESSIONS = 100
 LATENCY = (0.02, 0.2)
 DRAIN_SECONDS = 40.0
+LEAST = 2
+"""Faults of a run, however slow the machine: its last ones may come after the last send."""
 
 FROZEN_SECONDS, DOWN_SECONDS = 1.5, 0.2
 """How long ``send`` may take with Redis frozen, and with Redis down, over what the database takes."""
@@ -99,9 +101,9 @@ def noted(faults: list[Fault], kind: str) -> Iterator[dict[str, Any]]:
 def kill_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> list[Fault]:
     """SIGKILL for whoever is at work; another one is started at once, and the other one goes on alone meanwhile."""
     faults: list[Fault] = []
-    while producers.are_sending and len(faults) < round(SECONDS * 0.6):
+    while len(faults) < LEAST or (producers.are_sending and len(faults) < round(SECONDS * 0.6)):
         time.sleep(dice.uniform(0.2, 0.6))
-        if victim := fleet.busy_worker():
+        if victim := fleet.busy_worker() or (None if producers.are_sending else fleet.workers[0]):
             with noted(faults, "kill") as detail:
                 detail["sessions"] = fleet.sessions_of(victim)
                 fleet.kill(victim)
@@ -113,7 +115,7 @@ def kill_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> lis
 def roll_workers(fleet: Fleet, dice: random.Random, producers: Producers) -> list[Fault]:
     """SIGTERM for one after the other, each after its successor was started."""
     faults: list[Fault] = []
-    while producers.are_sending and len(faults) < SECONDS * 0.3:
+    while len(faults) < LEAST or (producers.are_sending and len(faults) < SECONDS * 0.3):
         with noted(faults, "deploy") as detail:
             detail["drains"] = []
             for worker in list(fleet.workers):
@@ -163,7 +165,7 @@ def test_nothing_is_lost_doubled_or_out_of_order(
     assert books.violations() == []
     assert len(producers.log.accepted) >= 1000
     assert producers.log.refused == []
-    assert len(faults) > 1, "hardly anything happened"
+    assert len(faults) >= LEAST, "hardly anything happened"
     if hit is not kill_workers:
         assert {row.outcome for tries in books.tries.values() for row in tries} == {"completed"}
         assert repeated_calls(books) == 0
