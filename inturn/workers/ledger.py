@@ -199,11 +199,12 @@ class Ledger:
         settling = [visit.settlement for visit in visits if visit.settlement is not None]
         claiming = [visit.claim for visit in visits if visit.claim is not None]
         with self.database.writing() as db:
-            kept = working.settle(db, self.owner, settling) if settling else set()
+            kept, going_on = set[int](), set[Claim]()
             if settling:
+                kept, going_on = working.settle(db, self.owner, self._lease_seconds, settling, claiming)
                 reached("release.before_recheck")
             kept |= working.settled_before(db, [v.settlement for v in visits if v.tried and v.settlement is not None])
-            started = working.claim(db, self.owner, self._lease_seconds, self._context_turns, claiming)
+            started = working.claim(db, self.owner, self._lease_seconds, self._context_turns, claiming, going_on)
             if settling:
                 reached("settle.before_commit")
         if settling:

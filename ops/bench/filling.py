@@ -45,7 +45,7 @@ def converse(url: str, key: str, model: str, turns: int) -> None:
         done = working.Settlement(
             session, started.token, 1, 1, TurnState.COMPLETED, AttemptOutcome.COMPLETED, reply=REPLY
         )
-        working.settle(db, "bench", [done])
+        working.settle(db, "bench", 60, [done])
     with database.writing() as db:
         for table, number in (TURNS, "number"), (MESSAGES, "turn_number"), (ATTEMPTS, "turn_number"):
             seeds = db.execute(select(table).where(table.c.session_id == session)).mappings().all()

@@ -67,8 +67,8 @@ def uncounted_claim(claim: Callable[..., list[dict[str, Any]]]) -> Callable[...,
     return claim_without_count
 
 
-def counting_settle(settle: Callable[..., set[int]]) -> Callable[..., set[int]]:
-    def settle_and_count(db: Connection, owner: str, items: str) -> set[int]:
+def counting_settle(settle: Callable[..., dict[int, bool]]) -> Callable[..., dict[int, bool]]:
+    def settle_and_count(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[int, bool]:
         for item in orjson.loads(items):
             held = (LEASES.c.session_id == item["session_id"]) & (LEASES.c.token == item["token"])
             if db.execute(select(LEASES.c.owner).where(held).with_for_update()).scalar() != owner:
@@ -76,7 +76,7 @@ def counting_settle(settle: Callable[..., set[int]]) -> Callable[..., set[int]]:
             key = {"session_id": item["session_id"], "turn_number": item["number"], "number": item["attempt"]}
             db.execute(insert(ATTEMPTS).values(**key, token=item["token"], started_at=now()))
             db.execute(update(TURNS).where(*mine(TURNS, item)).values(attempts=item["attempt"]))
-        return settle(db, owner, items)
+        return settle(db, owner, lease_seconds, items)
 
     return settle_and_count
 

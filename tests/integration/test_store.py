@@ -94,7 +94,7 @@ def test_one_stale_settlement_does_not_hold_up_the_others(store: Store):
     store.expire(started[1].session_id)
     store.rescue_expired()
     with store.database.writing() as db:
-        kept = working.settle(db, WORKER, [settlement(each) for each in started])
+        kept, _ = working.settle(db, WORKER, 30, [settlement(each) for each in started])
     assert kept == {started[0].session_id, started[2].session_id}
     assert [store.turn(each.session_id).state for each in started] == ["completed", "queued", "completed"]
 
@@ -415,6 +415,6 @@ def test_leases_that_are_settled_are_looked_up_and_not_searched_for_among_all(st
     items = orjson.dumps([working._item(settlement(each)) for each in started]).decode()
     with closing(store.database.dedicated(postgresql.SESSION_SETTINGS)) as dedicated, dedicated.writing() as db:
         explained = text(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {postgresql.SETTLE.text}")
-        plan = "\n".join(db.execute(explained, {"items": items, "owner": WORKER}).scalars())
+        plan = "\n".join(db.execute(explained, {"items": items, "owner": WORKER, "lease_seconds": 30}).scalars())
     assert "Update on leases" in plan
     assert "Join Filter" not in plan, plan

@@ -134,7 +134,7 @@ def test_an_attempt_that_is_withdrawn_was_never_made(store: Store):
     once, neighbour = store.start(session), store.start(other)
     withdrawn = settlement(once, TurnState.QUEUED, outcome=None, delay_seconds=30)
     with store.database.writing() as db:
-        assert working.settle(db, WORKER, [withdrawn, settlement(neighbour)]) == {session, other}
+        assert working.settle(db, WORKER, 30, [withdrawn, settlement(neighbour)]) == ({session, other}, set())
         assert working.settled_before(db, [withdrawn]) == {session}
     turn, lease = store.turn(session), store.lease(session)
     assert (turn.state, turn.attempts, turn.rescues) == (TurnState.QUEUED, 1, 0)

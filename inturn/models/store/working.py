@@ -6,7 +6,7 @@ has lost the lease, and none of the rest is done for them. The token is checked,
 nobody superseded was paid for and is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,12 @@ class Settlement:
 
 
 def claim(
-    db: Connection, owner: str, lease_seconds: float, context_turns: int, claims: Sequence[Claim]
+    db: Connection,
+    owner: str,
+    lease_seconds: float,
+    context_turns: int,
+    claims: Sequence[Claim],
+    going_on: Set[Claim] = frozenset(),
 ) -> list[Started | None]:
     """Take ready sessions, put the lowest waiting turn of each to running, and record the attempt: one transition, since
     a worker that dies in the call must have spent one.
@@ -85,6 +90,7 @@ def claim(
         owner: this process, as in ``worker_processes``.
         lease_seconds: how long the hold lasts without a heartbeat.
         context_turns: how many completed turns a model is shown where the session does not say.
+        going_on: those of the claims for which ``settle`` has just kept the session in hand.
 
     Returns:
         For each claim, in order, what was started, or None where nothing was ready.
@@ -93,7 +99,9 @@ def claim(
     for lane in dict.fromkeys(claim.lane for claim in claims):
         asking = [place for place, claim in enumerate(claims) if claim.lane == lane]
         named = {session for place in asking if (session := claims[place].session_id) is not None}
-        rows = ENGINES[db.dialect.name].claim(db, owner, lease_seconds, context_turns, lane, sorted(named), len(asking))
+        kept = {claim.session_id for claim in going_on if claim.lane == lane and claim.session_id is not None}
+        engine, free = ENGINES[db.dialect.name], len(asking) - len(kept)
+        rows = engine.claim(db, owner, lease_seconds, context_turns, lane, sorted(kept), sorted(named - kept), free)
         started = {row["session_id"]: _started(row) for row in rows}
         _hand_out(started, claims, asking, answers)
     return answers
@@ -131,15 +139,26 @@ def _started(row: dict[str, Any]) -> Started:
     )
 
 
-def settle(db: Connection, owner: str, settlements: Sequence[Settlement]) -> set[int]:
-    """Store how attempts ended and let go of their sessions: each becomes ready again by its lowest unfinished turn.
+def settle(
+    db: Connection, owner: str, lease_seconds: float, settlements: Sequence[Settlement], claims: Sequence[Claim] = ()
+) -> tuple[set[int], set[Claim]]:
+    """Store how attempts ended and let go of their sessions: each becomes ready again by its lowest unfinished turn. Those
+    that the claims name are kept in hand, under a new token, if they would be ready at once.
+
+    Args:
+        claims: what ``claim`` will be asked for next, in the same transaction.
 
     Returns:
-        The surrogate ids of the sessions that were still held; for the others nothing was changed.
+        The surrogate ids of the sessions that were still held, and the claims whose sessions go on; for sessions that
+        were not held nothing was changed.
     """
-    items = [_item(settlement) for settlement in sorted(settlements, key=lambda each: each.session_id)]
-    held: set[int] = ENGINES[db.dialect.name].settle(db, owner, orjson.dumps(items).decode())
-    return held
+    claimed = {claim.session_id: claim for claim in claims if claim.session_id is not None}
+    items = [
+        _item(settlement, claimed.get(settlement.session_id))
+        for settlement in sorted(settlements, key=lambda each: each.session_id)
+    ]
+    kept: dict[int, bool] = ENGINES[db.dialect.name].settle(db, owner, lease_seconds, orjson.dumps(items).decode())
+    return set(kept), {claimed[session] for session, goes_on in kept.items() if goes_on}
 
 
 def settled_before(db: Connection, settlements: Sequence[Settlement]) -> set[int]:
@@ -159,8 +178,9 @@ def settled_before(db: Connection, settlements: Sequence[Settlement]) -> set[int
     return found
 
 
-def _item(settlement: Settlement) -> dict[str, Any]:
-    item = {name: getattr(settlement, name) for name in Settlement.__slots__}
+def _item(settlement: Settlement, claim: Claim | None = None) -> dict[str, Any]:
+    item: dict[str, Any] = {name: getattr(settlement, name) for name in Settlement.__slots__}
+    item["claimed"] = claim.lane if claim is not None else None
     for name in ("reply", "error_message", "request_id"):
         if item[name] is not None:
             item[name] = storable(item[name])

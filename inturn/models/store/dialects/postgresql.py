@@ -50,9 +50,11 @@ WITH named AS MATERIALIZED (
     WHERE l.session_id = picked.session_id
     RETURNING l.session_id, l.token
 ), next AS MATERIALIZED (
-    SELECT leased.session_id, leased.token, lowest.number
-    FROM leased LEFT JOIN LATERAL (
-        SELECT t.number FROM turns AS t WHERE t.session_id = leased.session_id AND t.state = 'queued'
+    SELECT taken.session_id, taken.token, lowest.number
+    FROM (SELECT session_id, token FROM leased
+          UNION ALL SELECT session_id, token FROM leases WHERE session_id = ANY(CAST(:going_on AS bigint[]))) AS taken
+    LEFT JOIN LATERAL (
+        SELECT t.number FROM turns AS t WHERE t.session_id = taken.session_id AND t.state = 'queued'
         ORDER BY t.number LIMIT 1
     ) AS lowest ON true
 ), started AS (
@@ -102,19 +104,29 @@ SELECT session_id FROM leases WHERE session_id = ANY(CAST(:sessions AS bigint[])
 ORDER BY session_id FOR UPDATE
 """)
 
+# A lease whose next prompt waits already and is ``claimed`` in the same transaction changes its token, and no hands: one
+# write to a row of which no index needs to know, where to let go and take again are two that all indexes must follow.
 SETTLE = text(f"""
 WITH item AS MATERIALIZED (
-    SELECT i.*, lowest.ready_at, lowest.lane,
-        CASE WHEN i.state = 'queued' AND (
-            SELECT t.cancel_requested_at FROM turns AS t WHERE t.session_id = i.session_id AND t.number = i.number
-        ) IS NOT NULL THEN 'cancelled' ELSE i.state END AS becomes,
-        CASE WHEN i.state = 'failed' AND i.{QUARANTINED}
-            THEN (SELECT s.halts FROM sessions AS s WHERE s.id = i.session_id) ELSE false END AS halts
+    SELECT i.*, lowest.ready_at, lowest.lane, verdict.becomes, verdict.halts,
+        verdict.becomes <> 'queued' AND NOT verdict.halts AND held.halted_by IS NULL AND lowest.lane = i.claimed
+            AND lowest.ready_at <= (SELECT clock_timestamp())
+            AND i.claimed NOT IN (SELECT p.lane FROM lane_pauses AS p) AS goes_on
     FROM json_to_recordset(CAST(:items AS json)) AS i (
         session_id bigint, token bigint, number int, attempt int, state text, outcome text, reply text,
         delay_seconds double precision, error_type text, error_message text, status_code int, retryable boolean,
-        request_id text, input_tokens int, output_tokens int)
-    CROSS JOIN LATERAL (SELECT l.token, l.owner FROM leases AS l WHERE l.session_id = i.session_id OFFSET 0) AS held
+        request_id text, input_tokens int, output_tokens int, claimed text)
+    CROSS JOIN LATERAL (
+        SELECT l.token, l.owner, l.halted_by FROM leases AS l WHERE l.session_id = i.session_id OFFSET 0
+    ) AS held
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN i.state = 'queued' AND (
+                SELECT t.cancel_requested_at FROM turns AS t WHERE t.session_id = i.session_id AND t.number = i.number
+            ) IS NOT NULL THEN 'cancelled' ELSE i.state END AS becomes,
+            CASE WHEN i.state = 'failed' AND i.{QUARANTINED}
+                THEN (SELECT s.halts FROM sessions AS s WHERE s.id = i.session_id) ELSE false END AS halts
+        OFFSET 0
+    ) AS verdict
     LEFT JOIN LATERAL (
         SELECT t.ready_at, t.lane FROM turns AS t WHERE t.session_id = i.session_id AND t.state = 'queued'
         ORDER BY t.number LIMIT 1
@@ -122,8 +134,12 @@ WITH item AS MATERIALIZED (
     WHERE held.token = i.token AND held.owner = :owner
 ), kept AS (
     UPDATE leases AS l
-    SET owner = NULL, expires_at = NULL,
-        ready_at = CASE WHEN item.becomes = 'queued' THEN clock_timestamp() + make_interval(secs => item.delay_seconds)
+    SET owner = CASE WHEN item.goes_on THEN l.owner END,
+        token = CASE WHEN item.goes_on THEN l.token + 1 ELSE l.token END,
+        expires_at = CASE WHEN item.goes_on
+            THEN clock_timestamp() + make_interval(secs => CAST(:lease_seconds AS double precision)) END,
+        ready_at = CASE WHEN item.goes_on THEN NULL
+                        WHEN item.becomes = 'queued' THEN clock_timestamp() + make_interval(secs => item.delay_seconds)
                         ELSE item.ready_at END,
         lane = CASE WHEN item.becomes = 'queued' THEN l.lane ELSE coalesce(item.lane, l.lane) END,
         halted_by = CASE WHEN item.halts THEN item.number ELSE l.halted_by END
@@ -162,18 +178,26 @@ WITH item AS MATERIALIZED (
     INSERT INTO messages (session_id, turn_number, position, role, content, created_at)
     SELECT session_id, number, 2, 'assistant', reply, clock_timestamp() FROM kept WHERE becomes = 'completed'
 )
-SELECT session_id FROM kept
+SELECT session_id, goes_on FROM kept
 """)
 
 
 def claim(
-    db: Connection, owner: str, lease_seconds: float, context_turns: int, lane: str, named: list[int], slots: int
+    db: Connection,
+    owner: str,
+    lease_seconds: float,
+    context_turns: int,
+    lane: str,
+    going_on: list[int],
+    named: list[int],
+    slots: int,
 ) -> list[dict[str, Any]]:
     asked = {
         "owner": owner,
         "lease_seconds": lease_seconds,
         "context_turns": context_turns,
         "lane": str(lane),
+        "going_on": going_on,
         "named": named,
         "slots": slots,
     }
@@ -185,6 +209,7 @@ def claim(
     return [row for row in rows if row["number"] is not None]
 
 
-def settle(db: Connection, owner: str, items: str) -> set[int]:
+def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[int, bool]:
     db.execute(LOCK, {"sessions": [item["session_id"] for item in orjson.loads(items)], "owner": owner})
-    return {row.session_id for row in db.execute(SETTLE, {"items": items, "owner": owner})}
+    kept = db.execute(SETTLE, {"items": items, "owner": owner, "lease_seconds": lease_seconds})
+    return {row.session_id: row.goes_on for row in kept}

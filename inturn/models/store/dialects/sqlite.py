@@ -126,6 +126,16 @@ SELECT i.value ->> 'session_id', i.value ->> 'number', 2, 'assistant', i.value -
 FROM json_each(:items) AS i WHERE i.value ->> 'state' = 'completed'
 """)
 
+# What is named and ready stays in hand; of all others the session is let go.
+KEEP = text(f"""
+UPDATE leases SET token = token + 1, expires_at = {after("sqlite", ":lease_seconds")}, lane = i.value ->> 'claimed'
+FROM json_each(:items) AS i
+WHERE session_id = i.value ->> 'session_id' AND i.value ->> 'claimed' = (SELECT lane {LOWEST})
+  AND (SELECT ready_at {LOWEST}) <= {NOW_} AND halted_by IS NULL
+  AND NOT EXISTS (SELECT 1 FROM lane_pauses AS p WHERE p.lane = i.value ->> 'claimed')
+RETURNING session_id
+""")
+
 RELEASE = text(f"""
 UPDATE leases
 SET owner = NULL, expires_at = NULL, ready_at = (SELECT ready_at {LOWEST}), lane = coalesce((SELECT lane {LOWEST}), lane)
@@ -148,16 +158,25 @@ WHERE leases.session_id = s.id AND s.halts AND i.value ->> 'state' = 'failed'
 
 
 def claim(
-    db: Connection, owner: str, lease_seconds: float, context_turns: int, lane: str, named: list[int], slots: int
+    db: Connection,
+    owner: str,
+    lease_seconds: float,
+    context_turns: int,
+    lane: str,
+    going_on: list[int],
+    named: list[int],
+    slots: int,
 ) -> list[dict[str, Any]]:
     asked: dict[str, Any] = {"lane": str(lane), "sessions": orjson.dumps(named).decode()}
-    picked = [row.session_id for row in db.execute(NAMED, asked)] if named else []
-    if len(picked) < slots:
-        picked += [row.session_id for row in db.execute(LANED, asked | {"slots": slots - len(picked)})]
-    if not picked:
+    taken = [row.session_id for row in db.execute(NAMED, asked)] if named else []
+    if len(taken) < slots:
+        taken += [row.session_id for row in db.execute(LANED, asked | {"slots": slots - len(taken)})]
+    if taken:
+        leased = {"sessions": orjson.dumps(taken).decode(), "owner": owner, "lease_seconds": lease_seconds}
+        db.execute(LEASE, leased)
+    if not (picked := going_on + taken):
         return []
     listed: dict[str, Any] = {"sessions": orjson.dumps(picked).decode()}
-    db.execute(LEASE, listed | {"owner": owner, "lease_seconds": lease_seconds})
     started = {row.session_id for row in db.execute(START, listed)}
     # Ready for nothing: its waiting turn was cancelled while an owner held it.
     if len(started) < len(picked):
@@ -177,10 +196,10 @@ def with_history(db: Connection, rows: list[dict[str, Any]]) -> list[dict[str, A
     return [row | {"history": histories[row["session_id"]]} for row in rows]
 
 
-def settle(db: Connection, owner: str, items: str) -> set[int]:
+def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[int, bool]:
     held = {row.session_id for row in db.execute(HELD, {"items": items, "owner": owner})}
     if not held:
-        return held
+        return {}
     kept = [item for item in orjson.loads(items) if item["session_id"] in held]
     _take_back(db, kept)
     listed = {"items": orjson.dumps(kept).decode()}
@@ -191,8 +210,15 @@ def settle(db: Connection, owner: str, items: str) -> set[int]:
         statements.append(HALT)
     for statement in statements:
         db.execute(statement, listed)
-    db.execute(RELEASE, {"sessions": orjson.dumps(sorted(held)).decode()})
-    return held
+    going_on = _keep(db, lease_seconds, [item for item in kept if item["claimed"] and item["state"] != "queued"])
+    if held - going_on:
+        db.execute(RELEASE, {"sessions": orjson.dumps(sorted(held - going_on)).decode()})
+    return {session: session in going_on for session in held}
+
+
+def _keep(db: Connection, lease_seconds: float, items: list[dict[str, Any]]) -> set[int]:
+    listed = {"items": orjson.dumps(items).decode(), "lease_seconds": lease_seconds}
+    return {row.session_id for row in db.execute(KEEP, listed)} if items else set()
 
 
 def _take_back(db: Connection, items: list[dict[str, Any]]) -> None:
