@@ -37,11 +37,11 @@ def summary(reading: Reading) -> str:
     return f"{reading.turns_per_second:.0f} turns/s, {cpu}, {reading.memory_kib:.0f} KiB per turn in flight"
 
 
-def saturation_of(ours: Inturn, seconds: float) -> float:
-    """Turns per second that one worker is able to do."""
+def saturation_of(ours: Inturn, seconds: float, repeat: int) -> float:
+    """Turns per second that one worker is able to do, the median of some runs."""
     load = Load(SATURATED, seconds)
     ours.prepare(load)
-    return ours.run(load).turns_per_second
+    return median(ours.run(load).turns_per_second for _ in range(repeat))
 
 
 def scale(ours: Inturn, load: Load, repeat: int) -> Row:
