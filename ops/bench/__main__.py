@@ -144,7 +144,7 @@ def rows_on(kind: str, arguments: argparse.Namespace, bench: Bench, failures: li
             yield scale(ours, Load(SATURATED, arguments.seconds), repeat)
         if "latency" in wanted:
             yield from idle_rows(ours, repeat, seed)
-            yield from loaded_rows(ours, repeat, seed, saturation or saturation_of(ours, arguments.seconds))
+            yield from loaded_rows(ours, repeat, seed, saturation or saturation_of(ours, arguments.seconds, repeat))
         if "history" in wanted:
             yield from history_rows(ours, seed)
         if "send" in wanted:
