@@ -11,22 +11,21 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Self
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from inturn.models.errors import SettingsError
 from inturn.origins import ENVIRONMENT_PREFIX, PROJECT_FILE, layers_of, origin_of, read_toml, user_file
+from inturn.provider_settings import VENDORS, Positive, Vendor
+from inturn.provider_settings import ProviderSettings as ProviderSettings  # who reads settings finds them all here
 
-OPENAI_URL = "https://api.openai.com/v1"
 MASK = "***"
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 PAID = "a stopping worker would throw away a reply that is paid for"
@@ -56,40 +55,6 @@ def masked_url(url: str) -> str:
     return re.sub(r"(?i)([?&][^=&]*password)=[^&]*", rf"\1={MASK}", url)
 
 
-class ProviderSettings(BaseModel):
-    """A configured endpoint that answers prompts: ``[providers.<name>]`` in a settings file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    type: Literal["openai", "echo"] = Field(default="openai", description="What the endpoint speaks. Default openai.")
-    base_url: str = Field(default="", description="Where it is, with /v1. Default none.")
-    api_key_env: str = Field(
-        default="", description="Environment variable that holds its key. Default none (no key is sent)."
-    )
-    options: dict[str, Any] = Field(
-        default={}, description="Sent with every call; a session's own options win. Default none."
-    )
-    headers: dict[str, str] = Field(default={}, repr=False, description="Sent with every call. Default none.")
-    deadline_seconds: Positive | None = Field(
-        default=None, description="Total per call. Default attempt_deadline_seconds."
-    )
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_base_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError("a base URL starts with http:// or https:// and names a host")
-        if "@" in parts.netloc:
-            raise ValueError("a base URL carries no password: put the key into a variable (api_key_env)")
-        return url.rstrip("/")
-
-    def api_key(self) -> SecretStr | None:
-        """The key, read from the environment now; None when there is none."""
-        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
-        return SecretStr(key) if key else None
-
-
 class Settings(BaseSettings):
     """Everything that can be set. Times are seconds, or in the unit that the name ends with."""
 
@@ -104,7 +69,9 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="sqlite:///... or postgresql://... Default: inturn.db in the home.")
     broker_url: str = Field("", description="redis://, rediss:// or unix://. Default: the embedded broker.")
     default_model: str = Field(
-        "", description="Model of sessions that name none. Default openai/gpt-5 with OPENAI_API_KEY, else echo/echo."
+        "",
+        description="Model of sessions that name none. Default openai/gpt-5 with OPENAI_API_KEY, "
+        "anthropic/claude-sonnet-4-5 with ANTHROPIC_API_KEY, else echo/echo.",
     )
     providers: dict[str, ProviderSettings] = Field({}, description="Configured providers by name. Default none.")
 
@@ -155,7 +122,7 @@ class Settings(BaseSettings):
         self._origins = {name: origin_of((name,), layers) for name in type(self).model_fields}
         for refusal in self._contradictions():
             raise SettingsError(refusal)
-        _ = self.available_providers  # OPENAI_BASE_URL is looked at now, and not first by a worker
+        _ = self.available_providers  # OPENAI_BASE_URL and the like are looked at now, and not first by a worker
 
     @classmethod
     def load(cls, **flags: Any) -> Self:
@@ -212,13 +179,20 @@ class Settings(BaseSettings):
             raise ValueError("a model is written provider/model, for example openai/gpt-5")
         return model
 
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _speak_as_they_are_called(cls, providers: Any) -> Any:
+        """``[providers.anthropic]`` needs to name no type."""
+        theirs = providers.get("anthropic") if isinstance(providers, Mapping) else None
+        return {**providers, "anthropic": {"type": "anthropic", **theirs}} if isinstance(theirs, Mapping) else providers
+
     @field_validator("providers")
     @classmethod
     def _check_providers(cls, providers: dict[str, ProviderSettings]) -> dict[str, ProviderSettings]:
         for name, provider in providers.items():
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"{name!r} is no name for a provider: use letters, digits and . _ -")
-            if provider.type == "openai" and not provider.base_url and name != "openai":
+            if provider.type in VENDORS and not provider.base_url and name != provider.type:
                 raise ValueError(f'provider {name!r} has no base_url: say where it is (or set its type to "echo")')
         return providers
 
@@ -250,15 +224,19 @@ class Settings(BaseSettings):
     @property
     def effective_default_model(self) -> str:
         """The model of a session that names none."""
-        openai = self.available_providers.get("openai")
-        return self.default_model or ("openai/gpt-5" if openai is not None and openai.api_key() else "echo/echo")
+        available = self.available_providers
+        of_vendors = (
+            vendor.model for name, vendor in VENDORS.items() if name in available and available[name].api_key()
+        )
+        return self.default_model or next(of_vendors, "echo/echo")
 
     @property
     def available_providers(self) -> dict[str, ProviderSettings]:
-        """The configured providers, echo, and openai when its key is in the environment."""
+        """The configured providers, echo, and openai and anthropic where their keys are in the environment."""
         available = {"echo": ProviderSettings(type="echo"), **self.providers}
-        if "openai" in self.providers or os.environ.get("OPENAI_API_KEY"):
-            available["openai"] = _openai(self.providers.get("openai") or ProviderSettings())
+        for name, vendor in VENDORS.items():
+            if name in self.providers or os.environ.get(vendor.key_variable):
+                available[name] = _completed(self.providers.get(name) or ProviderSettings(type=name), name, vendor)
         return available
 
     def origins(self) -> dict[str, str]:
@@ -304,21 +282,22 @@ class Settings(BaseSettings):
         return f"{text} ({self._origins[name]})"
 
 
-def _openai(provider: ProviderSettings) -> ProviderSettings:
-    """The provider named openai, with what it leaves out taken from the variables that OpenAI's own SDK reads.
+def _completed(provider: ProviderSettings, name: str, vendor: Vendor) -> ProviderSettings:
+    """A vendor's provider, with what it leaves out taken from the variables that the vendor's own SDK reads.
 
     Raises:
-        SettingsError: OPENAI_BASE_URL is no URL.
+        SettingsError: The variable of its base URL holds none.
     """
-    if provider.type != "openai" or provider.base_url:
+    if provider.type != name or provider.base_url:
         return provider
-    url, key = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL, provider.api_key_env or "OPENAI_API_KEY"
+    url, key = os.environ.get(vendor.url_variable) or vendor.url, provider.api_key_env or vendor.key_variable
     try:
         return ProviderSettings.model_validate(provider.model_dump() | {"base_url": url, "api_key_env": key})
     except ValidationError:
+        shown = masked_url(url).partition("?")[0]
         raise SettingsError(
-            f"OPENAI_BASE_URL is {masked_url(url)!r}, which is no base URL: it starts with http:// or https://, "
-            "names a host, and carries no password. Correct it, or unset it"
+            f"{vendor.url_variable} is {shown!r}, which is no base URL: it starts with http:// or https://, "
+            "names a host, and carries neither password nor key. Correct it, or unset it"
         ) from None
 
 
@@ -366,7 +345,7 @@ def _sentence(detail: ErrorDetails, layers: list[tuple[str, Mapping[str, Any]]])
         return f"unknown setting {name} ({origin}): {hint}"
     reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     value = "{...}" if isinstance(detail["input"], Mapping) else masked_url(str(detail["input"]))
-    if "headers" in path or (path[-1:] == ("base_url",) and "@" in value):
+    if "headers" in path or (path[-1:] == ("base_url",) and ("@" in value or "?" in value)):
         value = MASK
     return (
         f"{name} is {value!r:.200} ({origin}), which is refused: {reason}. Correct it, or take it out for the default"

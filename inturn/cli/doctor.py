@@ -178,7 +178,7 @@ def check_model(settings: "Settings") -> Iterator[Finding]:
         )
     elif providers[used].type == "echo":
         yield Finding(
-            "note", "model", f"{model} is no real model, it only echoes: set OPENAI_API_KEY or add a provider"
+            "note", "model", f"{model} only echoes: set OPENAI_API_KEY or ANTHROPIC_API_KEY, or add a provider"
         )
     else:
         yield Finding("ok", "model", f"{model}, at {providers[used].base_url}")

@@ -26,7 +26,7 @@ import orjson
 
 from inturn.settings import ProviderSettings, Settings
 from inturn.workers.children import ending
-from inturn.workers.provider import REPLY_LIMIT, FailureKind, Prompt, ProviderError, Providers, Reply
+from inturn.workers.provider import REPLY_LIMIT, FailureKind, OnDelta, Prompt, ProviderError, Providers, Reply
 
 PLACES = 8
 """How many cells a worker has at once: each takes 50 MB and a third of a second to start."""
@@ -58,8 +58,11 @@ class Cells:
         self._deadline_seconds = settings.attempt_deadline_seconds
         self._free = PLACES
 
-    async def reply(self, model: str, prompt: Prompt) -> Reply:
+    async def reply(self, model: str, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
         """Ask ``provider/model`` once, in a new process, which does not outlive this call.
+
+        Args:
+            on_delta: told the whole reply at its end: who may be killed by a piece of it is to read none.
 
         Raises:
             ProviderError: there is no reply; of kind "safe" also if the cell could not be started.
@@ -70,9 +73,12 @@ class Cells:
             raise NoPlaceError
         self._free -= 1
         try:
-            return await self._reply(model, prompt)
+            reply = await self._reply(model, prompt)
         finally:
             self._free += 1
+        if on_delta is not None:
+            on_delta(reply.content)
+        return reply
 
     async def _reply(self, model: str, prompt: Prompt) -> Reply:
         config = self._providers.get(model.partition("/")[0])

@@ -6,7 +6,7 @@ an attempt row that was committed before. What went wrong is told in one of thre
 ==========  ===============================================================  =================================
 kind        meaning                                                          what becomes of the turn
 ==========  ===============================================================  =================================
-safe        the provider did no work for it (refused, 429, 503)              tried again
+safe        the provider did no work for it (refused, 429, 503, 529)         tried again
 ambiguous   it may have (deadline, reset, cut off, garbage, 500)             tried again, a few times only
 permanent   the same call would fail again (400, 401, 404, a bad setting)    failed at once
 ==========  ===============================================================  =================================
@@ -49,13 +49,14 @@ class Prompt:
 
     Attributes:
         model: the provider's own name of it, without ``provider/``.
-        messages: oldest first, each with ``role`` and ``content``.
+        messages: oldest first, each with ``role`` and ``content``: a text, or a list of parts as OpenAI writes them
+            (``text``, and ``image_url`` with an URL or with the image itself).
         options: of the session and the turn, merged; what they mean is the provider's affair.
         key: stable over all attempts of one turn; sent as the idempotency key.
     """
 
     model: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     options: dict[str, Any]
     key: str
 
@@ -98,11 +99,19 @@ class ProviderError(Exception):
         self.retry_after = retry_after
 
 
+OnDelta = Callable[[str], None]
+"""Told each piece of a reply as it arrives, on the loop; has to be quick."""
+
+
 class Provider(Protocol):
     """Answers prompts. One object per process and configured name, used by thousands of turns at once."""
 
-    async def reply(self, prompt: Prompt) -> Reply:
+    async def reply(self, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
         """Make one call.
+
+        Args:
+            on_delta: given when somebody wants to read along. Who can streams the reply and tells each piece as it
+                comes; who cannot leaves it be. Any pieces will do: ``Providers`` makes them fit to be passed on.
 
         Raises:
             ProviderError: there is no reply. Nothing else; the deadline is the caller's.
@@ -122,9 +131,13 @@ class ProviderConfig(Protocol):
     @property
     def api_key_env(self) -> str: ...
     @property
+    def api_key_header(self) -> str: ...
+    @property
     def options(self) -> dict[str, Any]: ...
     @property
     def headers(self) -> dict[str, str]: ...
+    @property
+    def models(self) -> dict[str, str]: ...
     @property
     def deadline_seconds(self) -> float | None: ...
     def api_key(self) -> "SecretStr | None": ...
@@ -154,18 +167,25 @@ class Providers:
         self._deadline_seconds = deadline_seconds
         self._built: dict[str, Provider] = {}
 
-    async def reply(self, model: str, prompt: Prompt) -> Reply:
+    async def reply(self, model: str, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
         """Ask ``provider/model``, once.
 
+        Args:
+            on_delta: told the reply while it arrives. Whatever the provider does, the pieces can be stored as they are,
+                and the reply is their sum; a reply that was not told in pieces is told at its end, as one.
+
         Raises:
-            ProviderError: there is no reply. Nothing else but a cancellation leaves here.
+            ProviderError: there is no reply. Nothing else but a cancellation leaves here. The pieces that were told by
+                then are what there was.
         """
         name, _, bare_model = model.partition("/")
-        deadline = self._deadline(name)
+        deadline, telling = self._deadline(name), _Telling(model, on_delta)
         try:
             provider = self._provider(name)
+            asked = replace(prompt, model=self._configured[name].models.get(bare_model, bare_model))
             async with asyncio.timeout(deadline):
-                reply = await provider.reply(replace(prompt, model=bare_model))
+                reply = await provider.reply(asked, telling.tell if on_delta is not None else None)
+            return replace(reply, content=telling.whole(reply.content))
         except ProviderError:
             raise
         except TimeoutError:
@@ -174,10 +194,8 @@ class Providers:
             raise ProviderError("ambiguous", "timeout", message) from None
         except Exception as error:  # noqa: BLE001 (whoever wrote the provider, a turn has to end)
             raise _bug(model, error) from None
-        content = storable(reply.content)
-        if _bytes_at_most(content, REPLY_LIMIT):
-            return replace(reply, content=content)
-        raise too_large(model)
+        finally:
+            telling.is_over = True
 
     async def aclose(self) -> None:
         """Close every provider that was built; a failure to close is nobody's problem any more."""
@@ -203,6 +221,54 @@ class Providers:
         if builder is None:
             raise _not_configured(name, f"its type {config.type!r} is none of {', '.join(sorted(self._builders))}")
         return builder(name, config)
+
+
+class _Telling:
+    """One reply on its way from a provider to who reads along: fit to be stored, and capped.
+
+    Attributes:
+        is_over: nothing is passed on any more, should a provider go on talking.
+    """
+
+    def __init__(self, model: str, on_delta: OnDelta | None) -> None:
+        self._model = model
+        self._on_delta = on_delta
+        self._told: list[str] = []
+        self._half = ""
+        self._left = REPLY_LIMIT
+        self.is_over = False
+
+    def tell(self, piece: str) -> None:
+        """Pass a piece on. The first half of a surrogate pair waits for the other one.
+
+        Raises:
+            ProviderError: the reply is over the cap.
+        """
+        text = self._half + piece
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        self._pass_on(text[: len(text) - len(self._half)])
+
+    def whole(self, content: str) -> str:
+        """The reply: what was told of it, or else ``content``, which is told now.
+
+        Raises:
+            ProviderError: the reply is over the cap.
+        """
+        self._pass_on(self._half if self._told or self._half else content)
+        if self._left < 0:
+            raise too_large(self._model)  # whoever was told so before paid no heed
+        return "".join(self._told)
+
+    def _pass_on(self, text: str) -> None:
+        text = storable(text)
+        if not text or self.is_over:
+            return
+        self._left -= len(text) if text.isascii() else len(text.encode())
+        if self._left < 0:
+            raise too_large(self._model)
+        self._told.append(text)
+        if self._on_delta is not None:
+            self._on_delta(text)
 
 
 def too_large(model: str) -> ProviderError:
@@ -262,13 +328,8 @@ def _bug(model: str, error: Exception) -> ProviderError:
     return ProviderError("ambiguous", "provider_bug", f"{model}: the provider's code failed with {place}. Report it")
 
 
-def _bytes_at_most(text: str, limit: int) -> bool:
-    """Without encoding what is plainly short enough: UTF-8 takes at most four bytes a character."""
-    return len(text) * 4 <= limit or len(text.encode()) <= limit
-
-
 def _not_configured(name: str, because: str) -> ProviderError:
-    key = {"openai": "OPENAI_API_KEY"}.get(name)
+    key = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}.get(name)
     remedy = f"Set {key} in the worker's environment" if key else f"Add [providers.{name}] to the worker's inturn.toml"
     message = f"provider {name!r} is not configured: {because}. {remedy} and restart it"
     return ProviderError("permanent", "provider_not_configured", message)

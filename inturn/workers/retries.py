@@ -45,13 +45,15 @@ def decide(
     kind        failures                                                               tried again
     ==========  =====================================================================  ==========================
     safe        refused, unreachable, dns, tls, connect_timeout, rate_limited (429),   up to ``max_attempts``
-                unavailable (503)
-    ambiguous   timeout, disconnected, truncated, bad_reply, provider_bug, http_408,   up to ``max_ambiguous``,
-                http_409, http_500 and every other 5xx                                 and ``max_attempts``
+                unavailable (503), overloaded (529), cell_not_started
+    ambiguous   timeout, disconnected, truncated, bad_reply, error_in_reply,           up to ``max_ambiguous``,
+                provider_bug, http_408, http_409, http_500 and every other 5xx; and    and ``max_attempts``
+                what is safe elsewhere, where a part of the reply had come before
     permanent   invalid_request (400), unauthorized (401), forbidden (403),            never
-                not_found (404), unprocessable (422), other 4xx, redirect, no_key,
-                bad_key, bad_base_url, bad_header, bad_certificates,
-                provider_not_configured, reply_too_large
+                not_found (404), unprocessable (422), other 4xx, redirect, refusal,
+                content_filter, reply_too_large, no_key, bad_key, bad_base_url,
+                bad_header, bad_certificates, provider_not_configured,
+                provider_not_loaded
     ==========  =====================================================================  ==========================
 
     Args:

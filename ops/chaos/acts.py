@@ -1,4 +1,4 @@
-"""How the model server misbehaves: see ``model.py``."""
+"""How the model server misbehaves: see ``model.py``. What is peculiar to streams is in ``streams.py``."""
 
 import asyncio
 import email.utils
@@ -9,11 +9,12 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
 from aiohttp import web
+
+from ops.chaos.wires import Said, Wire, dump
 
 HUGE = 300 * 1024 * 1024
 BRIM = 4 * 1024 * 1024
@@ -31,6 +32,7 @@ SAYINGS: dict[str, str] = {
 }
 FORMS: dict[str, Callable[[str], Any]] = {
     "openai": lambda said: {"error": {"message": said, "type": "refused", "code": None}},
+    "anthropic": lambda said: {"type": "error", "error": {"type": "refused", "message": said}},
     "ollama": lambda said: {"error": said},
     "message": lambda said: {"message": said},
     "detail": lambda said: {"detail": said},
@@ -43,15 +45,45 @@ Act = Callable[["Exchange"], Awaitable[web.StreamResponse]]
 
 @dataclass
 class Exchange:
-    """One call under way, as an act sees it."""
+    """One call under way, as an act sees it.
+
+    Attributes:
+        asked: the request's JSON.
+        said: what would be replied.
+    """
 
     request: web.Request
-    content: str
-    total: int
+    wire: Wire
+    asked: dict[str, Any]
+    directive: dict[str, Any]
+    said: Said
+
+    @property
+    def is_stream(self) -> bool:
+        return bool(self.asked.get("stream"))
+
+    @property
+    def content_type(self) -> str:
+        return "text/event-stream" if self.is_stream else "application/json"
+
+    @property
+    def events(self) -> list[bytes]:
+        return self.wire.events(self.said, self.asked)
+
+    @property
+    def whole(self) -> bytes:
+        """The reply in one, whatever was asked for."""
+        return dump(self.wire.whole(self.said))
 
     @property
     def reply(self) -> bytes:
-        return orjson.dumps(completion(self.content, self.total))
+        """The reply as it was asked for."""
+        return b"".join(self.events) if self.is_stream else self.whole
+
+    def with_said(self, **changes: Any) -> web.Response:
+        """The answer if something else were said."""
+        other = replace(self, said=replace(self.said, **changes))
+        return whole(other.reply, other.content_type)
 
     async def write(self, *blocks: bytes, every: float = 0) -> None:
         """Straight to the socket, past everything that would keep it correct HTTP."""
@@ -64,16 +96,6 @@ class Exchange:
         assert self.request.transport is not None
         self.request.transport.close()
         return await hang(self)
-
-
-def completion(content: str | None, total: int) -> dict[str, Any]:
-    words = len((content or "").split())
-    return {
-        "id": "chatcmpl-of-the-model-server",
-        "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": total, "completion_tokens": words, "total_tokens": total + words},
-    }
 
 
 def dashed(headers: dict[str, Any]) -> dict[str, str]:
@@ -101,7 +123,7 @@ async def drip_headers(exchange: Exchange) -> web.StreamResponse:
 
 
 async def drip_body(exchange: Exchange) -> web.StreamResponse:
-    await exchange.write(head("200 OK", content_type="application/json", content_length=9000))
+    await exchange.write(head("200 OK", content_type=exchange.content_type, content_length=9000))
     await exchange.write(*(b" " for _ in range(9000)), every=0.05)
     return await hang(exchange)
 
@@ -113,22 +135,23 @@ async def drip_refusal(exchange: Exchange) -> web.StreamResponse:
 
 async def cut_body(exchange: Exchange) -> web.StreamResponse:
     reply = exchange.reply
-    await exchange.write(head("200 OK", content_type="application/json", content_length=len(reply)), reply[:20])
+    await exchange.write(head("200 OK", content_type=exchange.content_type, content_length=len(reply)), reply[:20])
     return await exchange.hang_up()
 
 
 async def cut_chunk(exchange: Exchange) -> web.StreamResponse:
-    await exchange.write(head("200 OK", transfer_encoding="chunked"), b"ff\r\n", exchange.reply[:20])
+    begun = head("200 OK", content_type=exchange.content_type, transfer_encoding="chunked")
+    await exchange.write(begun, b"ff\r\n", exchange.reply[:20])
     return await exchange.hang_up()
 
 
 async def reset_body(exchange: Exchange) -> web.StreamResponse:
-    await exchange.write(head("200 OK", content_length=9000), b"{", every=0.05)
+    await exchange.write(head("200 OK", content_type=exchange.content_type, content_length=9000), b"{", every=0.05)
     return await reset(exchange)
 
 
 async def cut_gzip(exchange: Exchange) -> web.StreamResponse:
-    return whole(gzip.compress(exchange.reply)[:-12], Content_Encoding="gzip")
+    return whole(gzip.compress(exchange.whole)[:-12], Content_Encoding="gzip")
 
 
 async def close(exchange: Exchange) -> web.StreamResponse:
@@ -149,7 +172,8 @@ async def not_http(exchange: Exchange) -> web.StreamResponse:
 
 
 async def garbage(exchange: Exchange) -> web.StreamResponse:
-    return whole(b'{"choices": [{"mess\xff')
+    rubbish = b'{"choices": [{"mess\xff'
+    return whole(b"data: %s\n\n" % rubbish if exchange.is_stream else rubbish, exchange.content_type)
 
 
 async def html(exchange: Exchange) -> web.StreamResponse:
@@ -168,41 +192,74 @@ async def empty(exchange: Exchange) -> web.StreamResponse:
     return whole(b"")
 
 
-async def empty_choices(exchange: Exchange) -> web.StreamResponse:
-    return whole(orjson.dumps(completion("", 1) | {"choices": []}))
+async def hollow(exchange: Exchange) -> web.StreamResponse:
+    """No choices, no blocks."""
+    return whole(exchange.wire.hollow(exchange.said, is_stream=exchange.is_stream), exchange.content_type)
 
 
 async def null_content(exchange: Exchange) -> web.StreamResponse:
-    return whole(orjson.dumps(completion(None, 1)))
+    return exchange.with_said(content=None)
 
 
 async def empty_content(exchange: Exchange) -> web.StreamResponse:
-    return whole(orjson.dumps(completion("", 1)))
+    return exchange.with_said(content="", pieces=("", ""))
 
 
 async def wrong_types(exchange: Exchange) -> web.StreamResponse:
-    return whole(b'{"choices": {"0": [1]}, "usage": 7, "id": 3}')
+    return whole(exchange.wire.odd(is_stream=exchange.is_stream), exchange.content_type)
 
 
 async def odd_usage(exchange: Exchange) -> web.StreamResponse:
-    usage = {"prompt_tokens": "many", "completion_tokens": 10**18}
-    return whole(orjson.dumps(completion(exchange.content, 1) | {"usage": usage, "id": "a\x00b"}))
+    names = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+    return exchange.with_said(usage=dict(zip(names, ["many", 10**18] * 2, strict=True)), ident="a\x00b")
+
+
+async def no_usage(exchange: Exchange) -> web.StreamResponse:
+    return exchange.with_said(usage={})
+
+
+async def cut_short(exchange: Exchange) -> web.StreamResponse:
+    return exchange.with_said(stop="length")
+
+
+async def cut_silent(exchange: Exchange) -> web.StreamResponse:
+    """It thought for as long as it was allowed to."""
+    return exchange.with_said(content=None, stop="length")
+
+
+async def declined(exchange: Exchange) -> web.StreamResponse:
+    return exchange.with_said(stop="refusal")
+
+
+async def filtered(exchange: Exchange) -> web.StreamResponse:
+    return exchange.with_said(stop="content_filter")
+
+
+async def stopped(exchange: Exchange) -> web.StreamResponse:
+    """For the reason that the directive's ``stop`` is."""
+    return exchange.with_said(stop=exchange.directive["stop"])
+
+
+async def error_inside(exchange: Exchange) -> web.StreamResponse:
+    """A success with an error in it; the directive's ``error`` is its word."""
+    error = exchange.wire.error(exchange.directive.get("error", "server_error"), SAYINGS["plain"])
+    return whole(error if exchange.is_stream else error.partition(b"data: ")[2], exchange.content_type)
 
 
 async def nul(exchange: Exchange) -> web.StreamResponse:
-    return whole(orjson.dumps(completion("be\x00fore", 1)))
+    return exchange.with_said(content="be\x00fore")
 
 
 async def surrogate(exchange: Exchange) -> web.StreamResponse:
-    return whole(json.dumps(completion("be\ud800fore \U0001f600", 1)).encode())
+    return exchange.with_said(content="be\ud800fore \U0001f600")
 
 
 async def compressed(exchange: Exchange) -> web.StreamResponse:
-    return whole(gzip.compress(exchange.reply), Content_Encoding="gzip")
+    return whole(gzip.compress(exchange.whole), Content_Encoding="gzip")
 
 
 async def false_gzip(exchange: Exchange) -> web.StreamResponse:
-    return whole(exchange.reply, Content_Encoding="gzip")
+    return whole(exchange.whole, Content_Encoding="gzip")
 
 
 async def brotli(exchange: Exchange) -> web.StreamResponse:
@@ -246,7 +303,7 @@ async def bomb_refusal(exchange: Exchange) -> web.StreamResponse:
 
 async def gzip_tail(exchange: Exchange) -> web.StreamResponse:
     def blocks() -> Any:
-        yield gzip.compress(exchange.reply)
+        yield gzip.compress(exchange.whole)
         for _ in range(HUGE // len(BLOCK)):
             yield BLOCK
 
@@ -254,11 +311,11 @@ async def gzip_tail(exchange: Exchange) -> web.StreamResponse:
 
 
 async def brimful(exchange: Exchange) -> web.StreamResponse:
-    return whole(exchange.reply.ljust(BRIM))
+    return whole(exchange.whole.ljust(BRIM))
 
 
 async def over_the_brim(exchange: Exchange) -> web.StreamResponse:
-    return whole(exchange.reply.ljust(BRIM + 1))
+    return whole(exchange.whole.ljust(BRIM + 1))
 
 
 async def redirect(exchange: Exchange) -> web.StreamResponse:
@@ -267,13 +324,13 @@ async def redirect(exchange: Exchange) -> web.StreamResponse:
 
 async def short_length(exchange: Exchange) -> web.StreamResponse:
     """Says less than it sends: the rest lies in the connection when the next call takes it."""
-    reply = exchange.reply
+    reply = exchange.whole
     await exchange.write(head("200 OK", content_type="application/json", content_length=len(reply) - 9) + reply)
     return await hang(exchange)
 
 
 async def cookie(exchange: Exchange) -> web.StreamResponse:
-    return whole(exchange.reply, Set_Cookie="session=of-somebody-else; Path=/")
+    return whole(exchange.reply, exchange.content_type, Set_Cookie="session=of-somebody-else; Path=/")
 
 
 async def close_soon(exchange: Exchange) -> web.StreamResponse:
@@ -281,32 +338,38 @@ async def close_soon(exchange: Exchange) -> web.StreamResponse:
     transport = exchange.request.transport
     assert transport is not None
     asyncio.get_running_loop().call_later(0.1, transport.close)
-    return whole(exchange.reply)
+    return whole(exchange.reply, exchange.content_type)
+
+
+async def whole_anyway(exchange: Exchange) -> web.StreamResponse:
+    """There are servers that know no streams."""
+    return whole(exchange.whole)
 
 
 ACTS: dict[str, Act] = {
     act.__name__: act
     for act in (
         *(hang, drip_headers, drip_body, drip_refusal, cut_body, cut_chunk, reset_body, cut_gzip, close, reset),
+        *(not_http, garbage, html, html_refusal, text_refusal, bomb_refusal, empty, hollow, null_content),
         *(
-            not_http,
-            garbage,
-            html,
-            html_refusal,
-            text_refusal,
-            bomb_refusal,
-            empty,
-            empty_choices,
-            null_content,
             empty_content,
+            wrong_types,
+            odd_usage,
+            no_usage,
+            cut_short,
+            cut_silent,
+            declined,
+            filtered,
+            stopped,
+            error_inside,
         ),
-        *(wrong_types, odd_usage, nul, surrogate, compressed, false_gzip, brotli, huge, gzip_bomb, gzip_tail),
-        *(brimful, over_the_brim, redirect, short_length, cookie, close_soon),
+        *(nul, surrogate, compressed, false_gzip, brotli, huge, gzip_bomb, gzip_tail, brimful, over_the_brim),
+        *(redirect, short_length, cookie, close_soon, whole_anyway),
     )
 }
 
 
-def refusal(directive: dict[str, Any], key: str, prompt: str) -> web.Response:
+def refusal(directive: dict[str, Any], wire: Wire, key: str, prompt: str) -> web.Response:
     said = SAYINGS[directive.get("say", "plain")]
     for name, value in (("{key}", key), ("{prompt}", prompt), ("{prompt_start}", prompt[:40])):
         said = said.replace(name, value)
@@ -318,5 +381,5 @@ def refusal(directive: dict[str, Any], key: str, prompt: str) -> web.Response:
         headers["Retry-After"] = str(after)
     if "retry_after_ms" in directive:
         headers["Retry-After-Ms"] = str(directive["retry_after_ms"])
-    body = json.dumps(FORMS[directive.get("form", "openai")](said)).encode()
+    body = json.dumps(FORMS[directive.get("form", wire.form)](said)).encode()
     return web.Response(status=directive["status"], body=body, content_type="application/json", headers=headers)

@@ -32,7 +32,7 @@ IMPATIENT = ("SET lock_timeout = '2s'",)
 """Who looks on from outside does not wait for a lock that a fault holds."""
 
 ROOT = Path(__file__).parents[2]
-FOREIGN = ("INTURN_", "CELERY_", "OPENAI_")
+FOREIGN = ("INTURN_", "CELERY_", "OPENAI_", "ANTHROPIC_")
 OURS = "INTURN_TEST_"
 
 QUICK: dict[str, Any] = {

@@ -1,4 +1,6 @@
-"""A model server for tests and chaos runs: a real HTTP process that speaks chat completions, and misbehaves on request.
+"""A model server for tests and chaos runs: a real HTTP process that misbehaves on request.
+
+It speaks chat completions (``/v1/chat/completions``) and Messages (``/v1/messages``), whole and streamed.
 
 ``python -m ops.chaos.model --port 0 --log FILE`` prints ``{"port": ..., "pid": ...}`` as its first line and writes a
 JSON line to FILE when a call begins and when it ends. It answers ``reply to: <last user message> (seen N messages)``.
@@ -11,13 +13,16 @@ What it does instead is said in the last user message itself, so that it travels
 ``times``          misbehave for the first so many calls of one idempotency key only (default: for all)
 ``status``         answer with this status, with ``retry_after`` (as written, or ``{"in": seconds}`` for an HTTP date)
                    or ``retry_after_ms``; ``say`` chooses the message, ``form`` its shape (``SAYINGS``, ``FORMS``)
-``act``            one of ``ACTS`` in ``acts.py``
+``act``            one of ``ACTS`` in ``acts.py`` or ``streams.py``; some of them take more
+``words``          reply with so many words
+``gap``            seconds between the events of a stream (default: they leave together)
 =================  ===================================================================================================
 """
 
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -37,10 +42,12 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from ops.chaos.acts import ACTS, Exchange, refusal, whole
+from ops.chaos import acts, streams
+from ops.chaos.acts import Exchange, refusal, whole
+from ops.chaos.wires import KEY_HEADERS, WIRES, Said, Wire, presented_key, text_of
 
 STOP_SECONDS = 10
-PATH = "/v1/chat/completions"
+ACTS = acts.ACTS | streams.ACTS
 
 
 class Model:
@@ -60,33 +67,39 @@ class Model:
         self._calls = 0
         self._misbehaved: Counter[str] = Counter()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request, wire: Wire) -> web.StreamResponse:
         self._calls += 1
         number, outcome = self._calls, "client gone"
         asked = orjson.loads(await request.read())
         self._note(number, request, asked)
         try:
-            response = await self._respond(request, asked)
+            response = await self._respond(request, wire, asked)
             outcome = str(response.status)
             return response
         finally:
             self._write({"call": number, "end": time.time(), "outcome": outcome})
 
-    async def _respond(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
-        prompt = next((m["content"] for m in reversed(asked["messages"]) if m["role"] == "user"), "")
+    async def _respond(self, request: web.Request, wire: Wire, asked: dict[str, Any]) -> web.StreamResponse:
+        prompt = next((text_of(m["content"]) for m in reversed(asked["messages"]) if m["role"] == "user"), "")
         directive = self._directive(request, prompt)
         if wait := self._draw(directive.get("latency", self._latency)):
             await asyncio.sleep(wait)
-        presented = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        _, presented = presented_key(request.headers)
         if self._key and presented != self._key:
             directive = {"status": 401, "say": "key"}
         if "status" in directive:
-            return refusal(directive, presented, prompt)
-        total = len(asked["messages"])
-        exchange = Exchange(request, f"reply to: {prompt} (seen {total} messages)", total)
+            return refusal(directive, wire, presented, prompt)
+        total = wire.total(asked)
+        content = f"reply to: {prompt} (seen {total} messages)"
+        if "words" in directive:
+            content = " ".join(f"word{number}" for number in range(directive["words"]))
+        exchange = Exchange(request, wire, asked, directive, Said(content, total))
         if "act" in directive:
             return await ACTS[directive["act"]](exchange)
-        return whole(exchange.reply, X_Request_Id=f"req-{self._calls}")
+        request_id = {wire.request_id: f"req-{self._calls}"}
+        if exchange.is_stream:
+            return await streams.pour(exchange, exchange.events, every=directive.get("gap", 0), headers=request_id)
+        return whole(exchange.reply, **request_id)
 
     def _directive(self, request: web.Request, prompt: str) -> dict[str, Any]:
         _, found, rest = prompt.partition("!{")
@@ -107,11 +120,13 @@ class Model:
         if self._log is None:
             return
         headers = {name.lower(): value for name, value in request.headers.items()}
-        headers.pop("authorization", None)
+        for name in KEY_HEADERS:
+            headers.pop(name.lower(), None)
         peer = request.transport.get_extra_info("peername")[1] if request.transport else 0
         ours = {name: asked.get(name) for name in ("model", "messages")}
         options = {name: value for name, value in asked.items() if name not in ours}
         note = {"start": time.time(), "peer": peer, **ours, "options": options, "headers": headers}
+        note |= {"path": request.path_qs, "key_header": presented_key(request.headers)[0]}
         self._write({"call": number, **note})
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -122,7 +137,8 @@ class Model:
 async def serve(arguments: argparse.Namespace) -> None:
     model = Model(arguments.log, tuple(arguments.latency), arguments.seed, arguments.key)
     application = web.Application(client_max_size=1024**3)
-    application.router.add_post(PATH, model.handle)
+    for wire in WIRES:
+        application.router.add_post("/{under:.*}" + wire.place, functools.partial(model.handle, wire=wire))
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0)
     await runner.setup()
     plug = socket.create_server(("127.0.0.1", arguments.port), backlog=4096)
@@ -158,6 +174,8 @@ class Call:
     Attributes:
         start: Unix time in seconds, as is ``end``.
         peer: the caller's port: one for all calls on one connection.
+        path: with its query.
+        key_header: the one that the caller's key was in; keys are not in the log.
         outcome: the status it was answered with, or ``client gone``.
     """
 
@@ -165,15 +183,17 @@ class Call:
     start: float
     peer: int
     model: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     options: dict[str, Any]
     headers: dict[str, str]
     end: float | None = field(default=None)
     outcome: str | None = field(default=None)
+    path: str = ""
+    key_header: str = ""
 
     @property
     def prompt(self) -> str:
-        return self.messages[-1]["content"]
+        return text_of(self.messages[-1]["content"])
 
     @property
     def key(self) -> str | None:

@@ -27,8 +27,8 @@ from inturn.workers.providers.echo import Echo
 
 harmless = Echo.reply
 
-async def reply(self, prompt):
-    answer = await harmless(self, prompt)
+async def reply(self, prompt, on_delta=None):
+    answer = await harmless(self, prompt, on_delta)
     if prompt.messages[-1]["content"].startswith("poison"):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer

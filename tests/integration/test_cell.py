@@ -47,14 +47,14 @@ ENDS = {
 }
 harmless = echo.Echo.reply
 
-async def reply(self, prompt):
+async def reply(self, prompt, on_delta=None):
     word = prompt.messages[-1]["content"]
     if word == "breed":
         await asyncio.create_subprocess_exec("sleep", "61")
         await asyncio.sleep(60)
     if word in ENDS:
         ENDS[word](prompt)
-    return await harmless(self, prompt)
+    return await harmless(self, prompt, on_delta)
 
 echo.Echo.reply = reply
 """
@@ -98,6 +98,16 @@ def test_it_answers_as_the_provider_does() -> None:
     )
     assert (reply.input_tokens, reply.output_tokens, reply.request_id) == (None, None, None)
     assert my_cells() == []
+
+
+def test_who_reads_along_hears_the_whole_at_its_end() -> None:
+    told: list[str] = []
+    cells = Cells(Settings())
+    reply = as_in_a_worker(cells.reply("echo/echo", prompt("hello", pace=0.01), told.append))
+    assert told == [reply.content]
+    with pytest.raises(ProviderError):
+        as_in_a_worker(cells.reply("echo/echo", prompt("hello", fail="timeout"), told.append))
+    assert len(told) == 1
 
 
 def test_a_long_prompt_and_a_reply_as_long_as_may_be() -> None:

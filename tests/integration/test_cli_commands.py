@@ -52,7 +52,13 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    for name in ("OPENAI_API_KEY", "CELERY_BROKER_URL", "INTURN_DATABASE_URL", "INTURN_BROKER_URL"):
+    for name in (
+        "OPENAI_API_KEY",
+        "ANTHROPIC_API_KEY",
+        "CELERY_BROKER_URL",
+        "INTURN_DATABASE_URL",
+        "INTURN_BROKER_URL",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return Shell(tmp_path / "home", monkeypatch, capsys)

@@ -19,8 +19,10 @@ class Config:
     type: str = "echo"
     base_url: str = ""
     api_key_env: str = ""
+    api_key_header: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
     deadline_seconds: float | None = None
 
     def api_key(self) -> None:
@@ -117,6 +119,42 @@ def test_the_options_of_the_provider_hold_unless_the_prompt_has_its_own() -> Non
     assert reply("Hello", echo=echo, reply="asked for").content == "asked for"
 
 
+def told(text: str, **options: Any) -> list[str]:
+    """What it tells who reads along."""
+    pieces: list[str] = []
+    prompt = Prompt("echo", conversation("Hello"), {"reply": text} | options, "1.1")
+    assert asyncio.run(Echo("echo", Config()).reply(prompt, pieces.append)).content == text
+    return pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("two words", ["two ", "words"]),
+        (" before\n\nafter\t", [" before\n\n", "after\t"]),
+        (" \n ", [" \n "]),
+        ("東京 😀", ["東京 ", "😀"]),
+    ],
+)
+def test_it_is_told_word_by_word(text: str, pieces: list[str]) -> None:
+    assert told(text) == pieces
+
+
+def test_it_writes_at_a_pace_whether_somebody_reads_along_or_not() -> None:
+    began = time.monotonic()
+    told("one two three four", pace=0.05)
+    assert 0.15 <= time.monotonic() - began < 1
+    began = time.monotonic()
+    reply("Hello", reply="one two three four", pace=0.05)
+    assert 0.15 <= time.monotonic() - began < 1
+
+
+def test_of_a_prompt_in_parts_it_repeats_the_texts() -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "https://h/a.png"}}]
+    prompt = Prompt("echo", [{"role": "user", "content": parts}], {}, "1.1")
+    assert asyncio.run(Echo("echo", Config()).reply(prompt)).content.startswith('You said: "What is this?"\n')
+
+
 def test_latency_is_waited_for() -> None:
     began = time.monotonic()
     reply("Hello", latency=0.15)
@@ -179,13 +217,15 @@ def test_the_memory_of_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"temperature": 1}, "'temperature'. It has latency, fail, fail_times, reply"),
+        ({"temperature": 1}, "'temperature'. It has latency, pace, fail, fail_times, reply"),
         ({"latency": -1}, "latency is -1"),
         ({"latency": "slow"}, "latency is 'slow'"),
         ({"latency": [2, 1]}, "latency is [2, 1]"),
         ({"latency": [1]}, "latency is [1]"),
         ({"latency": True}, "latency is True"),
         ({"latency": float("inf")}, "latency is inf"),
+        ({"pace": -1}, "pace is -1"),
+        ({"pace": [0, 1]}, "pace is [0, 1]"),
         ({"fail": "badly"}, "must be one of rate_limited"),
         ({"fail": ["timeout"]}, "must be one of rate_limited"),
         ({"fail_times": 1}, "together with fail"),

@@ -1,6 +1,8 @@
 """What is tried again, when, and how often."""
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ from hypothesis import strategies as st
 
 from inturn.workers.retries import RETRY_AFTER_CAP, Again, GiveUp, decide, parse_retry_after
 
+ROOT = Path(__file__).parents[2]
+WORKERS = ROOT / "inturn" / "workers"
+KINDS = ("safe", "ambiguous", "permanent")
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
 
@@ -123,3 +128,39 @@ def test_nonsense_in_retry_after_asks_for_nothing(value: str) -> None:
 def test_no_retry_after_raises(value: str) -> None:
     seconds = parse_retry_after({"retry-after": value, "retry-after-ms": value, "date": value}, NOW)
     assert seconds is None or seconds >= 0
+
+
+# What the docs say
+
+
+def rows_of_the_docs() -> dict[str, str]:
+    """The table of failures in the docs: what stands beside each kind."""
+    docs = (ROOT / "docs" / "providers.md").read_text()
+    return dict(re.findall(rf"^\| ({'|'.join(KINDS)}): [^|]*\|([^|]*)\|", docs, re.MULTILINE))
+
+
+def rows_of_the_source() -> dict[str, str]:
+    """The same table where it is decided."""
+    table = (decide.__doc__ or "").rpartition("tried again")[2]
+    rows = re.split(rf"^ +({'|'.join(KINDS)}) ", table, flags=re.MULTILINE)
+    return dict(zip(rows[1::2], rows[2::2], strict=True))
+
+
+def failures_of_the_code() -> set[tuple[str, str]]:
+    """Every kind and type of failure that is written down in the code of the working side."""
+    found = set()
+    for path in WORKERS.rglob("*.py"):
+        text = path.read_text()
+        found |= set(re.findall(rf'"({"|".join(KINDS)})",\s*"([a-z0-9_]+)"', text))
+        found |= {("safe", name) for name in re.findall(r'_unsent\("(\w+)"', text)}
+        found |= {("permanent", name) for name in re.findall(r'_kept_back\(answer, "(\w+)"', text)}
+    return {(kind, name) for kind, name in found if name not in KINDS}
+
+
+def test_the_docs_and_the_source_name_every_failure_with_its_kind() -> None:
+    docs, source = rows_of_the_docs(), rows_of_the_source()
+    assert tuple(docs) == tuple(source) == KINDS
+    named = {(kind, name) for kind, row in docs.items() for name in re.findall(r"`([a-z0-9_]+)`", row)}
+    assert named - {("ambiguous", "http_500")} == failures_of_the_code()
+    for kind, name in named - {("permanent", "http_413")}:
+        assert re.search(rf"\b{name}\b", source[kind]), name

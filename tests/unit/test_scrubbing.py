@@ -2,6 +2,8 @@
 
 import pytest
 
+from inturn.workers.provider import Prompt
+from inturn.workers.providers.question import Question
 from inturn.workers.providers.scrubbing import LIMIT, one_line, scrub
 
 KEY = "sk-of-the-tests-0123456789"
@@ -84,6 +86,19 @@ def test_long_text_is_cut() -> None:
     shown = scrubbed("word " * 5000)
     assert len(shown) <= LIMIT
     assert shown.endswith("...")
+
+
+def test_the_parts_of_a_message_are_prompt_texts_with_their_images() -> None:
+    parts = [
+        {"type": "text", "text": "My diagnosis is not your business"},
+        {"type": "image_url", "image_url": {"url": "https://example.org/my-private-picture.png"}},
+        {"type": "image_url", "image_url": None},
+    ]
+    prompt = Prompt("m", [{"role": "user", "content": parts}, {"role": "user", "content": "another text"}], {}, "1.1")
+    said = (
+        "no picture at https://example.org/my-private-picture.png for My diagnosis is not your business, another text"
+    )
+    assert Question("lab", prompt, "", (), "").scrubbed(said) == "no picture at [prompt] for [prompt], [prompt]"
 
 
 def test_a_prompt_of_megabytes_costs_little() -> None:

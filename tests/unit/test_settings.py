@@ -1,15 +1,17 @@
 """Settings: precedence and origins, refusals as sentences, secrets masked."""
 
 import os
+import re
 from pathlib import Path
 
 import platformdirs
 import pytest
 
+from inturn import provider_settings
 from inturn.models.errors import SettingsError
 from inturn.settings import ProviderSettings, Settings, masked_url
 
-FOREIGN = ("INTURN_", "CELERY_", "OPENAI_")
+FOREIGN = ("INTURN_", "CELERY_", "OPENAI_", "ANTHROPIC_")
 
 
 @pytest.fixture(autouse=True)
@@ -76,23 +78,79 @@ def test_providers_of_all_files_are_merged(bare_machine: Path, monkeypatch: pyte
     assert "secret" not in repr(key) + repr(settings)
 
 
-def test_openai_is_there_when_its_key_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+@pytest.mark.parametrize(
+    ("vendor", "model", "url"),
+    [
+        ("openai", "openai/gpt-5", "https://api.openai.com/v1"),
+        ("anthropic", "anthropic/claude-sonnet-4-5", "https://api.anthropic.com"),
+    ],
+)
+def test_a_vendor_is_there_when_its_key_is(vendor: str, model: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, base = f"{vendor.upper()}_API_KEY", f"{vendor.upper()}_BASE_URL"
+    monkeypatch.setenv(key, "sk-1")
     settings = Settings.load()
-    assert settings.effective_default_model == "openai/gpt-5"
-    assert settings.available_providers["openai"].base_url == "https://api.openai.com/v1"
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9/v1")
-    assert Settings.load().available_providers["openai"].base_url == "http://localhost:9/v1"
-    monkeypatch.setenv("OPENAI_BASE_URL", "localhost")
-    assert "OPENAI_BASE_URL is 'localhost'" in refusal()
+    assert settings.effective_default_model == model
+    assert settings.available_providers.keys() == {"echo", vendor}
+    provider = settings.available_providers[vendor]
+    assert (provider.type, provider.base_url, provider.api_key_env) == (vendor, url, key)
+    monkeypatch.setenv(base, "http://localhost:9/v1")
+    assert Settings.load().available_providers[vendor].base_url == "http://localhost:9/v1"
+    monkeypatch.setenv(base, "localhost")
+    assert f"{base} is 'localhost'" in refusal()
+    monkeypatch.setenv(base, "http://localhost?key=hidden")
+    assert f"{base} is 'http://localhost'" in refusal()
 
 
-def test_a_configured_openai_keeps_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    configured = {"openai": {"deadline_seconds": 7, "api_key_env": "MY_KEY"}}
-    openai = Settings.load(providers=configured).available_providers["openai"]
-    assert (openai.base_url, openai.api_key_env) == ("https://api.openai.com/v1", "MY_KEY")
-    assert openai.deadline_seconds == 7
+def test_of_two_vendors_openai_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-2")
+    assert Settings.load().effective_default_model == "openai/gpt-5"
+    assert Settings.load().available_providers.keys() == {"echo", "openai", "anthropic"}
+    assert Settings.load(default_model="lab/x").effective_default_model == "lab/x"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "url"), [("openai", "https://api.openai.com/v1"), ("anthropic", "https://api.anthropic.com")]
+)
+def test_a_configured_vendor_keeps_what_it_says(vendor: str, url: str) -> None:
+    configured = {vendor: {"deadline_seconds": 7, "api_key_env": "MY_KEY"}}
+    provider = Settings.load(providers=configured).available_providers[vendor]
+    assert (provider.type, provider.base_url, provider.api_key_env) == (vendor, url, "MY_KEY")
+    assert provider.deadline_seconds == 7
     assert Settings.load(providers=configured).effective_default_model == "echo/echo"
+
+
+def test_anthropics_name_can_be_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://localhost:9")
+    configured = {"anthropic": {"type": "openai", "base_url": "http://h/v1"}}
+    provider = Settings.load(providers=configured).available_providers["anthropic"]
+    assert (provider.type, provider.base_url) == ("openai", "http://h/v1")
+
+
+def test_azure_and_aliases_can_be_configured() -> None:
+    base = "https://me.openai.azure.com/openai/deployments/mine?api-version=2024-10-21"
+    azure = {"base_url": base, "api_key_env": "AZURE_KEY", "api_key_header": "api-key", "models": {"best": "gpt-5"}}
+    provider = Settings.load(providers={"azure": azure}).providers["azure"]
+    assert (provider.base_url, provider.api_key_header, provider.models) == (base, "api-key", {"best": "gpt-5"})
+    sentence = refusal(providers={"azure": azure | {"models": {"best": ""}}})
+    assert "providers.azure.models.best is ''" in sentence
+
+
+def test_the_settings_that_the_docs_show_are_accepted() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "providers.md").read_text()
+    [block] = re.findall(r"^```toml\n(.*?)^```$", docs, re.DOTALL | re.MULTILINE)
+    Path("inturn.toml").write_text(block)
+    providers = Settings.load().available_providers
+    assert (providers["anthropic"].type, providers["anthropic"].base_url) == ("anthropic", "https://api.anthropic.com")
+    assert providers["openrouter"].models == {"fast": "meta-llama/llama-3.3-70b-instruct:free"}
+    every = ProviderSettings.model_fields.keys()
+    assert set(re.findall(r"^\| `(\w+)` \|", docs, re.MULTILINE)) & every == every
+
+
+def test_nothing_that_is_installed_is_looked_through_for_types_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider_settings, "plug_ins", lambda: pytest.fail("asked"))
+    configured = {type_: {"type": type_, "base_url": "http://h/v1"} for type_ in provider_settings.TYPES}
+    assert set(Settings.load(providers=configured).available_providers) == set(provider_settings.TYPES)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +246,9 @@ def test_unknown_settings_are_errors_with_a_guess() -> None:
         ({}, "has no base_url"),
         ({"base_url": "ftp://h"}, "starts with http"),
         ({"base_url": "https://:x@h/v1"}, "carries no password"),
-        ({"type": "oracle"}, "'openai' or 'echo'"),
+        ({"base_url": "https://h/v1?api_key=:x@"}, "carries no key"),
+        ({"type": "anthropic"}, "has no base_url"),
+        ({"type": "oracle"}, "the types here are openai, anthropic, echo. A package that brings another"),
     ],
 )
 def test_bad_providers_are_refused(provider: dict[str, str], reason: str) -> None:

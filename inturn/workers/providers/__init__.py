@@ -1,9 +1,10 @@
-"""The providers that come with inturn, by the ``type`` that a configuration names them with."""
+"""The providers, by the ``type`` that a configuration names them with: those that come with inturn, and plug-ins."""
 
-from inturn.workers.provider import Builder
+from inturn.workers.providers.anthropic import Anthropic
 from inturn.workers.providers.echo import Echo
 from inturn.workers.providers.openai import OpenAI
+from inturn.workers.providers.plugged import Builders
 
-__all__ = ["BUILDERS", "Echo", "OpenAI"]
+__all__ = ["BUILDERS", "Anthropic", "Echo", "OpenAI"]
 
-BUILDERS: dict[str, Builder] = {"echo": Echo, "openai": OpenAI}
+BUILDERS = Builders({"openai": OpenAI, "anthropic": Anthropic, "echo": Echo})

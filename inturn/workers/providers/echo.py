@@ -9,6 +9,7 @@ Options, of the provider, the session or the turn:
 option          what it does                                                                               default
 ==============  =========================================================================================  ========
 ``latency``     seconds before it answers, or ``[low, high]``: drawn from the turn's key, the same again    0
+``pace``        seconds between the words of its answer, whether somebody reads along or not                0
 ``fail``        answers with a failure: ``rate_limited``, ``unavailable``, ``timeout``, ``disconnected``    none
                 or ``invalid_request``
 ``fail_times``  with ``fail``: only the first so many attempts of a turn in this process fail               all
@@ -23,9 +24,10 @@ import re
 from collections import OrderedDict
 from typing import Any
 
-from inturn.workers.provider import FailureKind, Prompt, ProviderConfig, ProviderError, Reply
+from inturn.workers.provider import FailureKind, OnDelta, Prompt, ProviderConfig, ProviderError, Reply
+from inturn.workers.providers.payload import texts
 
-OPTIONS = ("latency", "fail", "fail_times", "reply")
+OPTIONS = ("latency", "pace", "fail", "fail_times", "reply")
 
 _FAILURES: dict[str, tuple[FailureKind, int | None, str]] = {
     "rate_limited": ("safe", 429, "it were busy"),
@@ -42,6 +44,7 @@ _ASKS_BACK = re.compile(
     r"|\bdo\s+you\s+(still\s+)?(remember|recall)\b|\bremind\s+me\b|\brecap\b|\bwhere\s+were\s+we\b",
     re.IGNORECASE | re.DOTALL,
 )
+_WORD = re.compile(r"\s*\S+\s*|\s+")
 _QUOTED = 200
 _RECALLED = 5
 _COUNTED_TURNS = 10_000
@@ -55,8 +58,8 @@ class Echo:
         self._options = config.options
         self._failed: OrderedDict[str, int] = OrderedDict()
 
-    async def reply(self, prompt: Prompt) -> Reply:
-        """Wait, fail or answer, as the options say.
+    async def reply(self, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
+        """Wait, fail or answer, as the options say; to who reads along, word by word.
 
         Raises:
             ProviderError: the failure that was asked for, or an option that it does not have (``invalid_request``).
@@ -72,7 +75,10 @@ class Echo:
             kind, status, as_if = _FAILURES[options["fail"]]
             message = f"{self._name}/{prompt.model} was asked to fail as if {as_if}. Take the option fail away"
             raise ProviderError(kind, options["fail"], message, status_code=status)
-        return Reply(options.get("reply") or _answer(prompt.messages))
+        content = options.get("reply") or _answer(prompt.messages)
+        if on_delta is not None or options.get("pace"):
+            await _write(content, float(options.get("pace", 0)), on_delta)
+        return Reply(content)
 
     async def aclose(self) -> None:
         """Nothing is open."""
@@ -89,8 +95,16 @@ class Echo:
         return True
 
 
-def _answer(messages: list[dict[str, str]]) -> str:
-    said = [message["content"] for message in messages if message["role"] == "user"]
+async def _write(content: str, pace: float, on_delta: OnDelta | None) -> None:
+    for number, word in enumerate(_WORD.findall(content)):
+        if number:
+            await asyncio.sleep(pace)
+        if on_delta is not None:
+            on_delta(word)
+
+
+def _answer(messages: list[dict[str, Any]]) -> str:
+    said = ["\n".join(texts(message["content"])) for message in messages if message["role"] == "user"]
     if not said:
         return "You have not said anything yet. (echo, not a real model)"
     *earlier, latest = said
@@ -138,6 +152,8 @@ def _fault(options: dict[str, Any]) -> str | None:
     pair = latency if isinstance(latency, list | tuple) else (latency, latency)
     if len(pair) != 2 or not all(map(_is_duration, pair)) or pair[0] > pair[1]:
         return f"latency is {latency!r:.80}, but must be seconds, or [low, high] in seconds"
+    if not _is_duration(options.get("pace", 0)):
+        return f"pace is {options['pace']!r:.80}, but must be seconds"
     if str(options.get("fail", "timeout")) not in _FAILURES:
         return f"fail is {options['fail']!r:.80}, but must be one of {', '.join(_FAILURES)}"
     times = options.get("fail_times", 1)

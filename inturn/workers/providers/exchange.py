@@ -5,19 +5,27 @@ do not tell (refused, reset and hung up are all a ``ConnectTimeout``), but their
 ``ClientConnectorError`` for what went wrong before, and only for that.
 
 No error is raised ``from`` aiohttp's: those carry the request's headers, and with them the key, in their ``repr``.
+
+An answer is read whole, or event by event where the caller wants that and the server does it: some ignore the wish.
 """
 
 import asyncio
 import contextlib
 import errno
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 import aiohttp
 import httpx
+from httpx_sse import EventSource, ServerSentEvent
 
 from inturn.workers.provider import HTTP_TIMEOUTS, REPLY_LIMIT, ProviderError, too_large
+
+STREAM_LIMIT = 32 * REPLY_LIMIT
+"""Bytes of a stream in all: each word comes in an envelope of some hundred bytes. None of them is kept."""
+EVENTS = "text/event-stream"
 
 _REFUSAL_LIMIT = 64 * 1024
 _REFUSAL_SECONDS = 1.0
@@ -25,20 +33,47 @@ _REFUSAL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: ``body`` is decoded. Of one that is no success the body may be empty or cut short."""
+    """A whole answer: ``body`` is decoded. Of one that is no success the body may be empty or cut short.
+
+    Attributes:
+        is_stream: it came event by event, and the body is empty.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    is_stream: bool = False
+
+
+class Progress(Enum):
+    """How far a reply in a stream has come; the value is for how many seconds more is waited for, from then on."""
+
+    UNDER_WAY = None
+    """The deadline around the call decides."""
+    WHOLE = 2.0
+    """All of its text is there, and figures may follow."""
+    OVER = 0.05
+    """Nothing follows but the end of the answer. It is worth a moment: the connection can be used again after it."""
+
+
+OnEvent = Callable[[ServerSentEvent], Progress]
+"""Told each event of a stream, also after its end; a ``ProviderError`` that it raises ends the call."""
 
 
 async def post(
-    transport: httpx.AsyncBaseTransport, url: httpx.URL, headers: dict[str, str], body: bytes, *, model: str
+    transport: httpx.AsyncBaseTransport,
+    url: httpx.URL,
+    headers: dict[str, str],
+    body: bytes,
+    *,
+    model: str,
+    on_event: OnEvent | None = None,
 ) -> Answer:
     """Send once and read the answer, whatever its status; no retry, no redirect.
 
     Args:
         model: as ``provider/model``, for messages.
+        on_event: told the events of a success that is a stream.
 
     Raises:
         ProviderError: nothing was sent (safe), the answer did not come whole (ambiguous), or it is over the cap.
@@ -51,6 +86,9 @@ async def post(
     try:
         if not response.is_success:
             return Answer(response.status_code, response.headers, await _read_refusal(response))
+        if on_event and _is_stream(response):
+            await _listen(response, url, model, on_event)
+            return Answer(response.status_code, response.headers, b"", is_stream=True)
         return Answer(response.status_code, response.headers, await _read(response, url, model))
     finally:
         with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError, OSError):
@@ -75,6 +113,62 @@ async def _read(response: httpx.Response, url: httpx.URL, model: str) -> bytes:
     if not decoder.is_whole:
         raise _cut_off(url, model)
     return b"".join(chunks)
+
+
+def _is_stream(response: httpx.Response) -> bool:
+    kind = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+    return response.status_code == 200 and kind == EVENTS
+
+
+async def _listen(response: httpx.Response, url: httpx.URL, model: str, on_event: OnEvent) -> None:
+    """Pass on the events, up to the end of the stream or until nothing more is waited for.
+
+    A reply that is whole stays so, whatever comes after it: the time is up, the connection breaks, somebody talks on.
+    """
+    if not isinstance(_decoder(response.headers.get("content-encoding", ""), model), _Plain):
+        raise ProviderError("ambiguous", "bad_reply", f"{model} compressed its stream, unasked")
+    stream, progress = _Stream(response, model), Progress.UNDER_WAY
+    # A response of our own: httpx would undo any encoding, a whole chunk at a time, and read in the charset it is told.
+    source = EventSource(httpx.Response(200, headers={"content-type": EVENTS}, stream=stream))
+    try:
+        async with asyncio.timeout(None) as patience, contextlib.aclosing(source.aiter_sse()) as events:
+            async for event in events:
+                stream.since_event = 0
+                before, progress = progress, on_event(event)
+                if progress is not before and progress.value is not None:
+                    patience.reschedule(asyncio.get_running_loop().time() + progress.value)
+    except ProviderError:
+        if progress is Progress.UNDER_WAY:
+            raise
+    except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:  # a TimeoutError of our patience is one of these
+        if progress is Progress.UNDER_WAY:
+            raise _failure(error, url, model) from None
+    if progress is Progress.UNDER_WAY:
+        raise _cut_off(url, model)
+
+
+class _Stream(httpx.AsyncByteStream):
+    """The bytes of a stream, as many as may be.
+
+    Attributes:
+        since_event: bytes that came after the latest event, which the parser may have to keep.
+    """
+
+    def __init__(self, response: httpx.Response, model: str) -> None:
+        self._response = response
+        self._model = model
+        self._left = STREAM_LIMIT
+        self.since_event = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert isinstance(self._response.stream, httpx.AsyncByteStream)
+        # Not by aiter_raw: each layer around a chunk is paid for with every word of a reply.
+        async for raw in self._response.stream:
+            self._left -= len(raw)
+            self.since_event += len(raw)
+            if self._left < 0 or self.since_event > REPLY_LIMIT:
+                raise too_large(self._model)
+            yield raw
 
 
 async def _read_refusal(response: httpx.Response) -> bytes:
@@ -151,7 +245,7 @@ def _failure(error: Exception, url: httpx.URL, model: str) -> ProviderError:
 
 
 def _cut_off(url: httpx.URL, model: str) -> ProviderError:
-    return ProviderError("ambiguous", "truncated", f"{model}: {url.host} cut its reply off; nothing of it was kept")
+    return ProviderError("ambiguous", "truncated", f"{model}: {url.host} cut its reply off; it is not kept as one")
 
 
 def _unsent(error_type: str, fact: str, remedy: str) -> ProviderError:

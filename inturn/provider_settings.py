@@ -1,0 +1,104 @@
+"""The settings of one provider: ``[providers.<name>]`` in a settings file, and whose own variables are honoured."""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
+TYPES = ("openai", "anthropic", "echo")
+PLUG_INS = "inturn.providers"
+"""The group of entry points by which another package brings a type: its name is the type, its value a ``Builder``."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_KEY_IN_QUERY = re.compile(r"key|token|secret|signature|^sig$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """Somebody whose SDK reads variables that inturn reads as well, for the provider of that name and type."""
+
+    url: str
+    url_variable: str
+    key_variable: str
+    model: str
+    """The default model of who has nothing but the key."""
+
+
+VENDORS = {
+    "openai": Vendor("https://api.openai.com/v1", "OPENAI_BASE_URL", "OPENAI_API_KEY", "openai/gpt-5"),
+    "anthropic": Vendor(
+        "https://api.anthropic.com", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "anthropic/claude-sonnet-4-5"
+    ),
+}
+"""By name. Whose key is there first decides about the default model."""
+
+
+def plug_ins() -> "EntryPoints":
+    """The types of other packages. Looks through everything that is installed: only for a type that is none of ours."""
+    from importlib.metadata import entry_points
+
+    return entry_points(group=PLUG_INS)
+
+
+class ProviderSettings(BaseModel):
+    """A configured endpoint that answers prompts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    type: str = Field(
+        default="openai", description="What the endpoint speaks: openai, anthropic, echo, or a plug-in. Default openai."
+    )
+    base_url: str = Field(default="", description="Where it is, with /v1. Default none.")
+    api_key_env: str = Field(
+        default="", description="Environment variable that holds its key. Default none (no key is sent)."
+    )
+    api_key_header: str = Field(
+        default="", description="Header that the bare key is sent in (Azure: api-key). Default: what the type uses."
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="Sent with every call; a session's own options win. Default none."
+    )
+    headers: dict[str, str] = Field(default={}, repr=False, description="Sent with every call. Default none.")
+    models: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        default={}, description="Other names for its models: alias = name. Default none."
+    )
+    deadline_seconds: Positive | None = Field(
+        default=None, description="Total per call. Default attempt_deadline_seconds."
+    )
+
+    @field_validator("type")
+    @classmethod
+    def _check_type(cls, type_: str) -> str:
+        if type_ in TYPES:
+            return type_
+        theirs = sorted({plug_in.name for plug_in in plug_ins()})
+        if type_ not in theirs:
+            known = ", ".join([*TYPES, *theirs])
+            raise ValueError(
+                f"the types here are {known}. A package that brings another must be installed wherever inturn runs"
+            )
+        return type_
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("a base URL starts with http:// or https:// and names a host")
+        if "@" in parts.netloc:
+            raise ValueError("a base URL carries no password: put the key into a variable (api_key_env)")
+        if any(_KEY_IN_QUERY.search(name) for name, _ in parse_qsl(parts.query)):
+            raise ValueError("a base URL carries no key: put it into a variable (api_key_env)")
+        return url.rstrip("/")
+
+    def api_key(self) -> SecretStr | None:
+        """The key, read from the environment now; None when there is none."""
+        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
+        return SecretStr(key) if key else None
