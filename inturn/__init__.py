@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from inturn.client import Client, Message, Session, SessionMetadata, Turn
+    from inturn.client import Client, Message, Session, SessionEvent, SessionMetadata, Turn
     from inturn.models.errors import (
         AlreadyRunningError,
         BrokerUnreachableError,
@@ -53,6 +53,7 @@ __all__ = [
     "SendTimeoutError",
     "Session",
     "SessionBusyError",
+    "SessionEvent",
     "SessionExistsError",
     "SessionMetadata",
     "SessionNotFoundError",
@@ -67,7 +68,7 @@ __all__ = [
     "__version__",
 ]
 
-_CLIENT = ("Client", "Message", "Session", "SessionMetadata", "Turn")
+_CLIENT = ("Client", "Message", "Session", "SessionEvent", "SessionMetadata", "Turn")
 
 
 if not TYPE_CHECKING:  # to mypy, a module with __getattr__ has every attribute, misspelt ones too

@@ -38,7 +38,9 @@ from inturn.models.store.retention import Removal
 from inturn.models.store.situation import Reason
 from inturn.reasons import why
 from inturn.records import (
+    EventData,
     Message,
+    SessionEvent,
     SessionMetadata,
     TurnError,
     checked_cursor,
@@ -46,17 +48,21 @@ from inturn.records import (
     checked_options,
     retention_rule,
 )
-from inturn.session import Session, Turn
+from inturn.session import Session
 from inturn.settings import Settings
+from inturn.turn import Turn
 from inturn.waiting import alive_workers
+from inturn.workers.live import forget
 
 __all__ = [
     "Client",
+    "EventData",
     "LaneInfo",
     "Message",
     "Reason",
     "Removal",
     "Session",
+    "SessionEvent",
     "SessionMetadata",
     "Turn",
     "TurnError",
@@ -266,7 +272,8 @@ class Client:
             SessionNotFoundError: there is none of that ID, unless ``missing_ok``.
         """
         try:
-            retention.remove(self.connections.database, checked_session_id(session_id))
+            removed = retention.remove(self.connections.database, checked_session_id(session_id))
+            forget(self.connections.broker, removed)
         except SessionNotFoundError:
             if not missing_ok:
                 raise

@@ -16,6 +16,7 @@ PLUG_INS = "inturn.providers"
 """The group of entry points by which another package brings a type: its name is the type, its value a ``Builder``."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
 
 _KEY_IN_QUERY = re.compile(r"key|token|secret|signature|^sig$", re.IGNORECASE)
 
@@ -71,6 +72,16 @@ class ProviderSettings(BaseModel):
     )
     deadline_seconds: Positive | None = Field(
         default=None, description="Total per call. Default attempt_deadline_seconds."
+    )
+    requests_per_minute: Count | None = Field(default=None, description="By all workers together. Default no limit.")
+    tokens_per_minute: Count | None = Field(
+        default=None, description="Of prompts and replies, by all workers together. Default no limit."
+    )
+    max_in_flight: Count | None = Field(
+        default=None, description="Calls at once, by all workers together. Default no limit."
+    )
+    chat_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.2, description="Part of the limits that only chat may use. Default 0.2."
     )
 
     @field_validator("type")

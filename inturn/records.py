@@ -10,7 +10,8 @@ import orjson
 
 from inturn.models.content import storable_json
 from inturn.models.errors import InvalidInputError
-from inturn.models.states import Retention, Role
+from inturn.models.states import Retention, Role, TurnState
+from inturn.models.store.chronicle import END, EventRecord
 from inturn.models.store.reading import MessageRecord, SessionRecord
 
 LONGEST_RETENTION = timedelta(days=365_000)
@@ -19,6 +20,20 @@ LONGEST_RETENTION = timedelta(days=365_000)
 LONGEST_DELAY = timedelta(days=36_500)
 
 MessageType = Literal["system.message", "user.message", "assistant.message", "tool.message"]
+EventType = Literal[
+    "session.start",
+    "system.message",
+    "user.message",
+    "assistant.message",
+    "tool.message",
+    "assistant.message_delta",
+    "assistant.message_discarded",
+    "session.error",
+    "abort",
+]
+
+ENDED = "end"
+"""In an event's ID, in place of a message's position."""
 
 TYPES: dict[Role, MessageType] = {
     Role.SYSTEM: "system.message",
@@ -60,6 +75,72 @@ class Message:
             row.created_at,
             row.turn_number,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EventData:
+    """What an event is about; what does not concern its type is empty.
+
+    Attributes:
+        content: the text of a message.
+        delta_content: the next piece of a reply that is being written.
+        error_type, message, status_code: of ``session.error``, as in ``TurnError``; ``message`` of ``abort`` says why.
+    """
+
+    content: str = ""
+    delta_content: str = ""
+    error_type: str | None = None
+    message: str | None = None
+    status_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent:
+    """Something that happened in a session.
+
+    Attributes:
+        id: of what is stored: of a message, its own; None of a delta or a discarding, which is not.
+        type: ``session.start``, ``user.message``, ``assistant.message_delta``, ``assistant.message``, ...
+        data: with ``content``, ``delta_content`` or what went wrong.
+        timestamp: when it was stored; of what is not, when it was heard (UTC, timezone-aware).
+        turn: the number of its turn; None of ``session.start``.
+    """
+
+    id: str | None
+    type: EventType
+    data: EventData
+    timestamp: datetime
+    turn: int | None
+
+    @classmethod
+    def start(cls, session: SessionRecord) -> "SessionEvent":
+        return cls(f"{session.id}.0.0", "session.start", EventData(), session.created_at, None)
+
+    @classmethod
+    def message(cls, message: Message) -> "SessionEvent":
+        return cls(message.id, message.type, EventData(message.data.content), message.timestamp, message.turn)
+
+    @classmethod
+    def of(cls, row: EventRecord) -> "SessionEvent":
+        kind: EventType
+        if isinstance(row.what, Role):
+            data, kind, place = EventData(row.text), TYPES[row.what], str(row.place)
+        elif row.what is TurnState.FAILED:
+            data = EventData(error_type=row.error_type, message=row.text, status_code=row.error_status)
+            kind, place = "session.error", ENDED
+        else:
+            joined = turn_id(row.session_id, row.merged_into)
+            data, kind, place = EventData(message=f"joined into turn {joined}" if joined else None), "abort", ENDED
+        return cls(f"{row.session_id}.{row.turn_number}.{place}", kind, data, row.happened_at, row.turn_number)
+
+    @classmethod
+    def delta(cls, turn: int, text: str) -> "SessionEvent":
+        return cls(None, "assistant.message_delta", EventData(delta_content=text), datetime.now(UTC), turn)
+
+    @classmethod
+    def discarded(cls, turn: int) -> "SessionEvent":
+        """All deltas of this turn so far are void: its call was broken off, and the next one begins anew."""
+        return cls(None, "assistant.message_discarded", EventData(), datetime.now(UTC), turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +280,18 @@ def checked_cursor(cursor: str | None) -> int:
     if not (cursor.isdecimal() and len(cursor) < 19):
         raise InvalidInputError(f"{cursor!r:.100} is no cursor: use the `cursor` of the last session seen")
     return int(cursor)
+
+
+def checked_event_id(event_id: str | None, session_id: int) -> tuple[int, int] | None:
+    """Turn and place. Raises: InvalidInputError."""
+    if event_id is None:
+        return None
+    name, _, place = event_id.rpartition(".")
+    try:
+        turn, position = checked_message_id(f"{name}.0" if place == ENDED else event_id, session_id)
+    except InvalidInputError:
+        raise InvalidInputError(f"{event_id!r:.100} is no ID of an event of this session") from None
+    return turn, END if place == ENDED else position
 
 
 def checked_message_id(message_id: str | None, session_id: int) -> tuple[int, int]:

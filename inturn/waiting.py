@@ -12,12 +12,15 @@ from threading import TIMEOUT_MAX, Condition, Lock
 
 import redis
 
+from inturn.ears import Ear
 from inturn.models.database import Database
 from inturn.models.errors import ClosedError, NoWorkerError, TurnNotFoundError
 from inturn.models.states import FINAL, ProcessKind
 from inturn.models.store import presence, reading
+from inturn.models.store.reading import Outcome
 from inturn.settings import Settings
 from inturn.workers.events import FALLBACK_SECONDS, Bell
+from inturn.workers.live import Entry
 from inturn.workers.queues import Hints, replies
 from inturn.workers.stack import StackUse
 
@@ -62,13 +65,48 @@ class Waiter:
             ClosedError: the client was stopped meanwhile.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        with self._counted():
+        with self.counted():
             found = self._outcome(session_id, number)
             return found.number if found.state in FINAL else self._await(session_id, found.number, deadline)
 
+    def follow(self, session_id: int, number: int, deadline: float) -> Iterator[tuple[list[Entry], Outcome | None]]:
+        """Look at a turn again and again, until it is final or the deadline has passed (by the monotonic clock).
+
+        Yields:
+            What is new of its session's live text, and before that in time, if it was looked at: where the turn stands,
+            or the one that it is joined into.
+
+        Raises:
+            As ``until_final`` does.
+        """
+        with self.counted():
+            found: Outcome | None = self._outcome(session_id, number)
+            if found is not None and found.state not in FINAL:
+                self.hold_stack(deadline)
+        nobody = self._nobody()
+        with Ear(self._broker, session_id) as ear:
+            while True:
+                with self.counted():
+                    entries = ear.entries()
+                yield entries, found
+                if found is not None:
+                    number = found.number
+                    if found.state in FINAL:
+                        return
+                with self.counted():
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        nobody.check_at_the_end()
+                        return
+                    nobody.check()
+                    found = self._outcome(session_id, number) if ear.wait(left) else None
+
+    def _nobody(self) -> "Nobody":
+        return Nobody(lambda: alive_workers(self._database, self._settings), starter(self._settings))
+
     def _await(self, session_id: int, number: int, deadline: float) -> int | None:
-        self._hold_stack(deadline)
-        nobody = Nobody(lambda: alive_workers(self._database, self._settings), starter(self._settings))
+        self.hold_stack(deadline)
+        nobody = self._nobody()
         with Bell(self._broker, replies(session_id)) as bell:
             while not self._closed:
                 found = self._outcome(session_id, number)
@@ -84,7 +122,7 @@ class Waiter:
         raise stopped()
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         with self._one_left:
             if self._closed:
                 raise stopped()
@@ -96,14 +134,14 @@ class Waiter:
                 self._waits -= 1
                 self._one_left.notify_all()
 
-    def _outcome(self, session_id: int, number: int) -> reading.Outcome:
+    def _outcome(self, session_id: int, number: int) -> Outcome:
         with self._database.reading() as db:
             found = reading.outcome(db, session_id, number)
         if found is None:
             raise TurnNotFoundError(f"{session_id}.{number}")
         return found
 
-    def _hold_stack(self, deadline: float) -> None:
+    def hold_stack(self, deadline: float) -> None:
         """On the embedded default, wait until a stack runs; one that is late is not waited for beyond the deadline."""
         if not self._settings.is_embedded or self._served:
             return

@@ -30,7 +30,7 @@ COMMANDS: dict[str, Door] = {
     "chat": Door("Talk", "inturn.cli.chat:chat", "Hold a conversation in the terminal."),
     "send": Door("Talk", "inturn.cli.send:send", "Send one prompt to a session."),
     "session": Door(
-        "Talk", "inturn.cli.session:session", "Create, list, show, continue, delete, hold and release sessions."
+        "Talk", "inturn.cli.session:session", "Create, list, show, tail, continue, delete, hold and release sessions."
     ),
     "turn": Door("Talk", "inturn.cli.turn:turn", "List, show, cancel and retry turns."),
     "why": Door("Talk", "inturn.cli.why:why", "Say what a session or a turn waits for."),

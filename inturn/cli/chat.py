@@ -1,17 +1,19 @@
 """``inturn chat``: a conversation, line by line."""
 
+import itertools
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from inturn.cli import render
+from inturn.cli.hearing import hear
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.session import remark_if_halted
 from inturn.models.errors import InvalidPromptError, TurnCancelledError, TurnFailedError
 
 if TYPE_CHECKING:
-    from inturn.client import Client, Message, Session
+    from inturn.client import Client, Session
 
 
 @click.command()
@@ -61,18 +63,21 @@ def converse(session: "Session") -> None:
 def answer(session: "Session", prompt: str) -> None:
     """One turn. A failure of this turn alone does not end a chat, where somebody sits who can go on."""
     try:
-        render.utterance("assistant", awaited(session, prompt).data.content)
+        hear_reply(session, prompt)
     except (InvalidPromptError, TurnFailedError, TurnCancelledError) as error:
         if not sys.stdin.isatty():
             raise
         render.complain(str(error))
 
 
-def awaited(session: "Session", prompt: str) -> "Message":
-    turn = session.send(prompt)
+def hear_reply(session: "Session", prompt: str) -> None:
+    turn = session.send(prompt, stream=True)
+    events = turn.stream()
     try:
         with render.waiting("... (Ctrl-C cancels)"):
-            return turn.wait()
+            first = list(itertools.islice(events, 1))
+        with render.speech("assistant") as speech:
+            hear(itertools.chain(first, events), speech)
     except KeyboardInterrupt:
         turn.cancel()
         if sys.stdin.isatty():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from inturn.cli.values import shown_retention
 
 if TYPE_CHECKING:
-    from inturn.client import Message, SessionMetadata, Turn
+    from inturn.client import Message, SessionEvent, SessionMetadata, Turn
 
 SESSION_KEYS = (
     "session_id",
@@ -38,6 +38,7 @@ TURN_KEYS = (
     "error",
     "retry_of",
     "merged_into",
+    "partial",
     "created_at",
     "started_at",
     "finished_at",
@@ -62,3 +63,8 @@ def message_record(message: "Message") -> dict[str, Any]:
         "timestamp": message.timestamp,
         "turn": message.turn,
     }
+
+
+def event_record(event: "SessionEvent") -> dict[str, Any]:
+    told = {name: value for name, value in asdict(event.data).items() if value not in (None, "")}
+    return {"id": event.id, "type": event.type, "data": told, "timestamp": event.timestamp, "turn": event.turn}

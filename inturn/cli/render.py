@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import datetime
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -19,6 +19,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.padding import Padding
 
 ESCAPES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # OSC: window titles, clipboard, links
@@ -31,6 +32,7 @@ PROMPTS = re.compile(r"^(?:\$|>>>|\.\.\.)(?= |$)", re.MULTILINE)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 PLAIN_STEPS = 10
 VERDICT_INDENT = 18
+DRAWN_A_SECOND = 12
 COLOURS = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 
 
@@ -207,6 +209,98 @@ def command(lines: str) -> None:
 def utterance(speaker: str, text: str) -> None:
     """One message of a conversation."""
     click.echo(f"{click.style(f'{clean(speaker)}:', bold=True)} {clean(text)}", color=color())
+
+
+class Speech(Protocol):
+    """A reply that is told while it is written."""
+
+    def say(self, piece: str) -> None: ...
+    def break_off(self, remark: str) -> None:
+        """All of it so far is void."""
+
+    def close(self) -> None:
+        """It is all said."""
+
+
+class PlainSpeech:
+    """Pieces as they come. Escapes that are torn between two of them lose their beginning, and so their power."""
+
+    def __init__(self, speaker: str = "") -> None:
+        self._label = f"{click.style(f'{clean(speaker)}:', bold=True)} " if speaker else ""
+        self._begun = False
+
+    def say(self, piece: str) -> None:
+        click.echo(("" if self._begun else self._label) + clean(piece), nl=False, color=color())
+        self._begun = True
+
+    def break_off(self, remark: str) -> None:
+        self.close()
+        talk(remark)
+
+    def close(self) -> None:
+        if self._begun:
+            click.echo()
+            self._begun = False
+
+
+class DrawnSpeech:
+    """Markdown, drawn in a terminal: blocks that are whole stand, and the one that grows is drawn again and again."""
+
+    def __init__(self, speaker: str) -> None:
+        from rich.live import Live
+
+        self._speaker, self._text, self._blocks = speaker, "", 0
+        self._console = _console(sys.stdout)
+        self._live = Live(
+            console=self._console,
+            transient=True,
+            refresh_per_second=DRAWN_A_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def say(self, piece: str) -> None:
+        from inturn.cli.markdown import split
+
+        if not self._live.is_started:
+            self._console.print(f"[bold]{self._speaker}:[/]")
+            self._live.start()
+        done, self._text = split(self._text + clean(piece))
+        lines = self._text.splitlines()[-max(1, self._console.size.height - 3) :]
+        growing = self._block("\n".join(lines), is_first=not (self._blocks or done))
+        # What is put stands above what is drawn: the same block must not be both.
+        self._live.update(growing, refresh=bool(done))
+        self._put(done)
+
+    def break_off(self, remark: str) -> None:
+        self.close()
+        talk(remark)
+
+    def close(self) -> None:
+        self._live.update("")
+        self._live.stop()
+        self._put(self._text)
+        self._text, self._blocks = "", 0
+
+    def _put(self, markdown: str) -> None:
+        if markdown.strip():
+            self._console.print(self._block(markdown, is_first=not self._blocks))
+            self._blocks += 1
+
+    def _block(self, text: str, *, is_first: bool) -> "Padding":
+        from rich.markdown import Markdown
+        from rich.padding import Padding
+
+        from inturn.cli.markdown import SPACED
+
+        room = 0 if is_first or SPACED.match(text) else 1
+        # An address that is not shown is one that nobody can judge.
+        return Padding(Markdown(text, hyperlinks=False), (room, 0, 0, 0))
+
+
+def speech(speaker: str) -> AbstractContextManager[Speech]:
+    """A reply that is told while it is written, as Markdown where a person looks at it."""
+    return closing(DrawnSpeech(speaker) if sys.stdout.isatty() else PlainSpeech(speaker))
 
 
 def verdict(state: str, subject: str, sentence: str) -> None:

@@ -1,14 +1,16 @@
 """``inturn send``: one prompt, with or without its reply."""
 
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from inturn.cli import render
+from inturn.cli.hearing import hear
 from inturn.cli.invocation import Invocation, pass_invocation
-from inturn.cli.records import message_record, turn_record
+from inturn.cli.records import event_record, message_record, turn_record
 from inturn.cli.values import due
 from inturn.cli.words import way_back
 from inturn.models.content import checked_prompt
@@ -25,11 +27,12 @@ READ_LIMIT = 2**20  # far more than a prompt may have: who pipes in a film is re
 @click.argument("session_id", metavar="ID")
 @click.argument("prompt")
 @click.option("--wait", is_flag=True, help="Wait for the reply and print it.")
+@click.option("--stream", is_flag=True, help="Print the reply while it is written.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Seconds to wait (implies --wait) [60].",
+    help="Seconds to wait (implies --wait) [60; with --stream no limit].",
 )
 @click.option("--idempotency-key", help="The same key sends once, however often it is sent.")
 @click.option(
@@ -49,12 +52,14 @@ READ_LIMIT = 2**20  # far more than a prompt may have: who pipes in a film is re
 )
 @click.option("--create", is_flag=True, help="Create the session if there is none.")
 @click.option("--model", help="provider/model of a session that --create makes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the turn, or with --wait the reply, as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the turn, with --wait the reply, with --stream each event, as JSON."
+)
 @pass_invocation
 def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any) -> None:
     """Send one prompt to a session.
 
-    Prints the turn's ID as soon as the prompt is stored, or with --wait the reply. PROMPT - reads stdin.
+    Prints the turn's ID as soon as the prompt is stored, or with --wait or --stream the reply. PROMPT - reads stdin.
     """
     if choices["model"] and not choices["create"]:
         raise click.UsageError("--model is for a session that --create makes; `inturn chat ID --model` changes one")
@@ -62,9 +67,11 @@ def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any
     text = checked_prompt(render.read_all(READ_LIMIT) if prompt == "-" else prompt)
     with invocation.client() as client:
         session = target(client, session_id, choices["create"], choices["model"])
-        how = {name: choices[name] for name in ("idempotency_key", "when_busy", "not_before", "lane")}
+        how = {name: choices[name] for name in ("idempotency_key", "when_busy", "not_before", "lane", "stream")}
         turn = session.send(text, **how)
-        if choices["wait"] or choices["timeout"]:
+        if choices["stream"]:
+            stream_reply(client, turn, choices["timeout"], choices["as_json"])
+        elif choices["wait"] or choices["timeout"]:
             print_reply(client, turn, choices["timeout"] or 60.0, choices["as_json"])
         else:
             print_turn(client, turn, choices["as_json"])
@@ -73,6 +80,19 @@ def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any
 def target(client: "Client", session_id: str, create: bool, model: str | None) -> "Session":
     """The session to send to; one that does not exist is only made on demand, so that a slip of the pen makes none."""
     return client.get_or_create_session(session_id, model=model) if create else client.get_session(session_id)
+
+
+def stream_reply(client: "Client", turn: "Turn", timeout: float | None, as_json: bool) -> None:
+    with way_back(turn, embedded=client.settings.is_embedded), reasoned(client, turn):
+        events = turn.stream(timeout)
+        if as_json:
+            for event in events:
+                render.json_line(event_record(event))
+            return
+        with render.waiting(f"waiting for turn {turn.id} ..."):
+            first = list(itertools.islice(events, 1))
+        with closing(render.PlainSpeech()) as speech:
+            hear(itertools.chain(first, events), speech)
 
 
 def print_reply(client: "Client", turn: "Turn", timeout: float, as_json: bool) -> None:

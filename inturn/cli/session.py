@@ -1,4 +1,4 @@
-"""``inturn session``: create, list, show, continue, delete, hold and release."""
+"""``inturn session``: create, list, show, tail, continue, delete, hold and release."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from inturn.cli import render
+from inturn.cli.hearing import SPEAKERS, Tail
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
-from inturn.cli.records import message_record, session_record
+from inturn.cli.records import event_record, message_record, session_record
 from inturn.cli.values import json_pair, moment, pair, retention_rule
 from inturn.models.states import TurnState
 
 if TYPE_CHECKING:
     from inturn.client import Message, SessionMetadata, Turn
 
-SPEAKERS = {"user.message": "you", "assistant.message": "assistant", "system.message": "system"}
-
 
 @click.group()
 @global_flags()
 def session() -> None:
-    """Create, list, show, continue, delete, hold and release sessions."""
+    """Create, list, show, tail, continue, delete, hold and release sessions."""
 
 
 @session.command()
@@ -104,6 +103,30 @@ def spoken(messages: Iterable["Message"], cancelled: Iterator["Turn"]) -> Iterat
         if message.type == "user.message" and turn is not None and turn.number == message.turn:
             speaker += f" (joined into {turn.merged_into})" if turn.merged_into else f" ({turn.state})"
         yield speaker, message
+
+
+@session.command()
+@click.argument("session_id", metavar="ID")
+@click.option(
+    "--follow", "-f", is_flag=True, help="Go on with what happens from now on, replies while they are written."
+)
+@click.option(
+    "-n", "count", type=click.IntRange(min=0), default=10, metavar="N", help="The last so many messages [10]."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per event.")
+@pass_invocation
+def tail(invocation: Invocation, session_id: str, follow: bool, count: int, as_json: bool) -> None:
+    """Show the last messages of a session, and with --follow what comes next, whoever sends it. Ctrl-C ends it."""
+    with invocation.client() as client:
+        events, shown = client.get_session(session_id).tail(count, follow=follow), Tail()
+        try:
+            for event in events:
+                if as_json:
+                    render.json_line(event_record(event))
+                else:
+                    shown.show(event)
+        finally:
+            shown.end()
 
 
 @session.command("continue")

@@ -84,7 +84,9 @@ def shortened(prompt: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @pass_invocation
 def show(invocation: Invocation, turn_id: str, as_json: bool) -> None:
-    """Show a turn: where it stands, how often it was tried, what went wrong, its prompt and its reply."""
+    """Show a turn: where it stands, how often it was tried, what went wrong, its prompt and its reply, or what was heard
+    of one that was cut off.
+    """
     with invocation.client() as client:
         found = client.get_turn(turn_id)
         reply = reply_to(client, found)
@@ -92,10 +94,12 @@ def show(invocation: Invocation, turn_id: str, as_json: bool) -> None:
     if as_json:
         render.json_line(record)
         return
-    render.records((name, value) for name, value in record.items() if name not in ("prompt", "reply"))
+    render.records((name, value) for name, value in record.items() if name not in ("prompt", "reply", "partial"))
     render.utterance("you", found.prompt)
     if reply is not None:
         render.utterance("assistant", reply)
+    elif found.partial is not None:
+        render.utterance("assistant (cut off, no part of the history)", found.partial)
 
 
 def reply_to(client: "Client", found: "Turn") -> str | None:

@@ -217,6 +217,12 @@ class TurnRow(Row, table=True):
     retry_of: int | None = None
     merged_into: int | None = None
     """The later turn that this one's prompt was joined into; it is answered there."""
+    streams: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """Its sender asked to hear the reply while it is written: its worker tells Redis, too."""
+    partial: str | None = Field(default=None, sa_type=Text)
+    """What was heard of a reply that was cut off, the last time that anything was. No model is ever shown it."""
+    waits_for: str | None = Field(default=None, sa_type=Text)
+    """Why its last claim ended without a call, as with its provider's limit; gone with whatever becomes of it next."""
     cancel_requested_at: datetime | None = None
     error_type: str | None = Field(default=None, max_length=60)
     error_message: str | None = Field(default=None, sa_type=Text)

@@ -7,6 +7,7 @@ from inturn.models.database import Database
 from inturn.models.states import ProcessKind
 from inturn.models.store import presence
 from inturn.workers.app import broker_url, make_app
+from inturn.workers.live import heard
 from inturn.workers.maintenance import Round, Sweep, describe_process
 from inturn.workers.queues import SWEEPER_SECONDS, Hints, connect, queued
 
@@ -30,6 +31,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
             settings,
             lambda ready: hints.publish(ready, ready.key),
             lambda lane: queued(self._broker, lane),
+            lambda turns: heard(self._broker, turns),
         )
         self._rounds = [
             Round("pulse", lambda: settings.heartbeat_seconds, self._appear),

@@ -18,12 +18,15 @@ from inturn.models.store.working import Settlement, Started
 from inturn.workers.app import InturnApp, broker_url, make_app
 from inturn.workers.events import Announcer, Bell
 from inturn.workers.ledger import Ledger
+from inturn.workers.limits import Limits
+from inturn.workers.live import heard
 from inturn.workers.maintenance import LOOK_SECONDS, Pulse, Round, Sweep, describe_process
 from inturn.workers.pool import TaskPool
 from inturn.workers.provider import Providers
 from inturn.workers.providers import BUILDERS
 from inturn.workers.queues import CANCELS, SWEEPER_SECONDS, Hints, connect, queued
 from inturn.workers.shares import shares
+from inturn.workers.teller import Teller
 from inturn.workers.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -98,12 +101,21 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         providers = Providers(
             settings.available_providers, BUILDERS, deadline_seconds=settings.attempt_deadline_seconds
         )
-        self.turns = Turns(settings, self.ledger, providers, self._hint_soon, lambda: self.pool.draining)
+        self.teller = Teller(broker_url(settings), settings.shutdown_grace_seconds)
+        self.limits = Limits(
+            settings.available_providers,
+            connect(broker_url(settings)),
+            workers=self._count_workers,
+            hold_seconds=settings.shutdown_grace_seconds,
+        )
+        draining = lambda: self.pool.draining  # noqa: E731
+        self.turns = Turns(settings, self.ledger, providers, self._hint_soon, draining, self.teller, self.limits)
         sweep = Sweep(
             self.database,
             settings,
             lambda ready: self.hints.publish(ready, ready.key),
             lambda lane: queued(self.broker, lane),
+            lambda turns: heard(self.broker, turns),
         )
         pulse = Pulse(self.database, settings, self.process, lambda: dict(self.turns.held), self._lost, self._cancelled)
         self.pulse = Round("pulse", lambda: settings.cancel_poll_seconds, pulse.run)
@@ -117,6 +129,8 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
     def _begin(self) -> None:
         self.database.transact(lambda db: presence.appear(db, self.process))
         self.announcer.start()
+        self.teller.start()
+        self.limits.start()
         self.ledger.start()
         for member in self.rounds:
             member.start()
@@ -141,6 +155,8 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.ledger.database.close()
         for member in self.rounds:
             member.end()
+        self.teller.stop()
+        self.limits.stop()
         self.announcer.stop()
         self.database.transact(lambda db: presence.disappear(db, [self.process.id]))
         self.database.close()
@@ -157,8 +173,18 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         return await asyncio.get_running_loop().run_in_executor(None, work, *args)
 
     def _settled(self, settlement: Settlement) -> None:
+        self.teller.settled(settlement)
         if settlement.state is not TurnState.QUEUED:
             self.announcer.reply_stored(settlement.session_id)
+
+    def _count_workers(self) -> int:
+        """Those that are alive, this one with them; just this one where the database does not say."""
+        try:
+            with self.database.reading() as db:
+                known = presence.list_processes(db, self.settings.silent_seconds)
+        except InturnError:
+            return 1
+        return sum(one.alive and one.kind is ProcessKind.WORKER for one in known)
 
     def _hint_soon(self, started: Started, delay_seconds: float) -> None:
         """From the loop: a timer of this process makes a retry punctual; if the process dies, the sweep sees to it."""

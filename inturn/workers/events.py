@@ -27,27 +27,36 @@ RECONNECT_SECONDS = 1.0
 
 
 class Bell:
-    """Waits for a channel to be rung; without Redis, for a while."""
+    """Waits for one of its channels to be rung; without Redis, for a while."""
 
-    def __init__(self, broker: redis.Redis, channel: str) -> None:
+    def __init__(self, broker: redis.Redis, *channels: str) -> None:
         self._pubsub = broker.pubsub(ignore_subscribe_messages=True)
         self._pause = POLL_SECONDS[0]
         try:
-            self._pubsub.subscribe(channel)
+            self._pubsub.subscribe(*channels)
             self.connected = True
         except (redis.RedisError, OSError):
             self.connected = False
 
-    def wait(self, seconds: float | None) -> bool:
-        """Wait until rung, or until it is time to look anyway, ``seconds`` at most. Returns whether it was rung."""
+    def wait(self, seconds: float | None) -> set[str]:
+        """Wait until rung, or until it is time to look anyway, ``seconds`` at most. Returns what was rung; often twice in
+        a row, which counts once.
+        """
         if self.connected:
             try:
-                return self._pubsub.get_message(timeout=min(seconds or FALLBACK_SECONDS, FALLBACK_SECONDS)) is not None
+                return self._rung(min(FALLBACK_SECONDS if seconds is None else seconds, FALLBACK_SECONDS))
             except (redis.RedisError, OSError):
                 self.connected = False
         time.sleep(min(seconds if seconds is not None else self._pause, self._pause))
         self._pause = min(self._pause * 1.5, POLL_SECONDS[1])
-        return False
+        return set()
+
+    def _rung(self, seconds: float) -> set[str]:
+        rung, message = set[str](), self._pubsub.get_message(timeout=seconds)
+        while message is not None:
+            rung.add(message["channel"].decode())
+            message = self._pubsub.get_message(timeout=0)
+        return rung
 
     def close(self) -> None:
         with contextlib.suppress(redis.RedisError, OSError):

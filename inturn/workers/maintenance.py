@@ -9,7 +9,8 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -20,7 +21,7 @@ from inturn.models.failpoints import reached
 from inturn.models.states import Lane, ProcessKind
 from inturn.models.store import presence, retention, sweeping, waking
 from inturn.models.store.retention import Removal
-from inturn.models.store.sweeping import Caps
+from inturn.models.store.sweeping import Caps, CutOff
 from inturn.models.store.waking import Ready
 from inturn.settings import Settings
 from inturn.workers.processes import ProcessIdentity
@@ -96,6 +97,7 @@ class Sweep:
     Args:
         hint: told of each session that needs one.
         queued_hints: how many hints a lane's queue holds now; None if Redis does not say.
+        heard: what was told of replies until their workers died, as far as Redis still knows.
     """
 
     def __init__(
@@ -104,9 +106,10 @@ class Sweep:
         settings: Settings,
         hint: Callable[[Ready], object],
         queued_hints: Callable[[Lane], int | None],
+        heard: Callable[[Sequence[CutOff]], Iterable[tuple[CutOff, str]]],
     ) -> None:
         self.database, self.settings = database, settings
-        self._hint, self._queued_hints = hint, queued_hints
+        self._hint, self._queued_hints, self._heard = hint, queued_hints, heard
         self._looked: tuple[float, float] | None = None
         self._wait_until = 0.0
 
@@ -125,6 +128,7 @@ class Sweep:
         """One pass over everything that may need repair."""
         self.reap()
         if self._may_take_over():
+            self._keep_partials()
             self._in_chunks(lambda db: sweeping.rescue_expired(db, caps(self.settings)))
         retention.finish_removal(self.database)
         for lane in Lane:
@@ -139,8 +143,16 @@ class Sweep:
         dead = [process.id for process in known if is_dead(process.id)]
         if dead:
             logger.warning("action=dead_workers_reaped count=%d", len(dead))
+            self._keep_partials(dead)
             self._in_chunks(lambda db: sweeping.rescue_owned(db, dead, caps(self.settings)))
             self.database.transact(lambda db: presence.disappear(db, dead))
+
+    def _keep_partials(self, owners: Collection[str] | None = None) -> None:
+        """Replies that were being told when their workers died stay readable, as far as they were heard."""
+        with self.database.reading() as db:
+            turns = sweeping.cut_off(db, owners)
+        for turn, text in self._heard(turns):
+            self.database.transact(partial(sweeping.keep_partial, turn=turn, heard=text))
 
     def _in_chunks(self, rescue: Callable[[Connection], list[Ready] | None]) -> None:
         while (ready := self.database.transact(rescue)) is not None:

@@ -8,10 +8,15 @@ chat, batch, maintenance     list     Celery's queues, one a lane. A hint says t
                                       another
 inturn:replies:<session>     channel  rung when a turn of the session became final                nobody: not stored
 inturn:cancels               channel  rung when a running turn is to be cancelled                 nobody: not stored
+inturn:live:<session>        stream   the reply that is being written, of a turn that was sent    expires: a minute after
+                                      to be heard (``streams``): its latest attempt from the      its end, some minutes
+                                      beginning, in entries that ``live.py`` describes. Losing    longer than any call;
+                                      it costs liveness: the reply comes from the database        deleted with its session
+inturn:live:<session>        channel  rung when the stream of that name has more                  nobody: not stored
 _kombu.*, unacked*, *.pidbox various  Celery's own bookkeeping                                    Celery
 ===========================  =======  ==========================================================  =====================
 
-No text of a conversation is ever in any of them.
+No text of a conversation is in any of them but the live stream, and there only where its sender asked for it.
 """
 
 import logging
@@ -56,6 +61,11 @@ class HasWork(Protocol):
 def replies(session_id: int) -> str:
     """The channel that is rung when a turn of the session became final."""
     return f"inturn:replies:{session_id}"
+
+
+def live(session_id: int) -> str:
+    """The stream of the reply that is being written in the session, and the channel that is rung when there is more."""
+    return f"inturn:live:{session_id}"
 
 
 class Hints:

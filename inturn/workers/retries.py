@@ -1,6 +1,7 @@
 """Which failures are tried again, when, and how often. Pure functions: the clock and the dice are handed in."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,10 @@ from inturn.workers.provider import FailureKind
 RETRY_AFTER_CAP = 3600.0
 """Seconds. Beyond an hour a ``Retry-After`` is a daily quota or a broken clock, and a turn that waited for it would
 look lost; asking once an hour costs nothing, since the provider turns it away unread."""
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_PART = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|h|m|s)", re.ASCII)
+_DURATION = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +85,10 @@ def decide(
 def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """How long a response asks to be left alone, in seconds; None when it does not say, or nonsense.
 
-    Understands ``retry-after-ms`` (OpenAI, Azure; the more exact one wins) and ``retry-after`` as seconds or as an HTTP
-    date (RFC 9110, 10.2.3). A date is compared with the response's own ``date``, where there is one, so that a clock
-    that is wrong on either side does no harm.
+    Understands ``retry-after-ms`` (OpenAI, Azure; the more exact one wins), ``retry-after`` as seconds or as an HTTP
+    date (RFC 9110, 10.2.3), and, where neither is there, ``x-ratelimit-reset-requests`` and ``-tokens`` (OpenAI; ``6m0s``),
+    of what is used up: whose ``x-ratelimit-remaining-...`` is 0. A date is compared with the response's own ``date``,
+    where there is one, so that a clock that is wrong on either side does no harm.
 
     Args:
         headers: of the response; looked up in lower case.
@@ -97,8 +103,21 @@ def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None
         return seconds
     until = _http_date(value)
     if until is None:
-        return None
+        return _until_reset(headers)
     return max(0.0, (until - (_http_date(headers.get("date")) or now)).total_seconds())
+
+
+def _until_reset(headers: Mapping[str, str]) -> float | None:
+    used_up = [what for what in ("requests", "tokens") if headers.get(f"x-ratelimit-remaining-{what}") == "0"]
+    resets = [_duration(headers.get(f"x-ratelimit-reset-{what}", "")) for what in used_up]
+    return max((seconds for seconds in resets if seconds is not None), default=None)
+
+
+def _duration(value: str) -> float | None:
+    """``1h2m3.5s`` or ``20ms``, as Go writes a length of time."""
+    if not _DURATION.fullmatch(value):
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
 
 
 def _number(value: str | None) -> float | None:

@@ -19,9 +19,11 @@ from inturn.models.store.working import Claim, Settlement, Started
 from inturn.settings import Settings
 from inturn.workers.cell import CellDiedError, Cells, NoPlaceError
 from inturn.workers.ledger import Answer, Ledger
+from inturn.workers.limits import Limits
 from inturn.workers.provider import Prompt, ProviderError, Providers, Reply
 from inturn.workers.retries import Again, decide
 from inturn.workers.shares import shares
+from inturn.workers.teller import Teller, Telling
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Turns:
     Args:
         hint_soon: told, with lane, session and delay in seconds, when a session's next hint is due.
         draining: whether the worker is stopping: the reply in hand is finished, and nothing new is begun.
+        teller: tells replies while they arrive, where somebody may listen.
+        limits: of providers, which all workers keep to together.
     """
 
     def __init__(
@@ -66,8 +70,11 @@ class Turns:
         providers: Providers,
         hint_soon: Callable[[Started, float], None],
         draining: Callable[[], bool],
+        teller: Teller,
+        limits: Limits,
     ) -> None:
-        self.settings, self.ledger, self.providers = settings, ledger, providers
+        self.settings, self.ledger, self.providers, self.teller = settings, ledger, providers, teller
+        self.limits = limits
         self.cells = Cells(settings)
         self._hint_soon, self._draining = hint_soon, draining
         self.calls: dict[int, Call] = {}
@@ -84,18 +91,32 @@ class Turns:
             return turns
         answer = await self.ledger.visit(None, Claim(lane, session_id))
         while answer.started is not None:
-            started, turns, began = answer.started, turns + 1, time.monotonic()
+            started, turns = answer.started, turns + 1
             try:
-                settlement = await self._attempt(started)
+                settlement = await self._permitted(started)
             except Exception:
                 self._let_go(started)  # nobody works on it: the heartbeat finds its lease to be an orphan's
+                self.teller.forget(started)
                 raise
-            self.ledger.note_call(time.monotonic() - began)
             more = turns < most and time.monotonic() < until and not self._draining() and shares.may_go_on(lane)
             answer = await self._settle(started, settlement, Claim(lane, started.session_id) if more else None)
             if not more:
                 self._hint_soon(started, 0.0)
         return turns
+
+    async def _permitted(self, started: Started) -> Settlement | None:
+        """The attempt, if the limits of its provider leave room for it; otherwise it is withdrawn, and the turn waits."""
+        ask = self.limits.ask(started)
+        if wait := await self.limits.wait(ask):
+            back = ended(started, TurnState.QUEUED, None, delay_seconds=wait)
+            return replace(back, waits_for=self.limits.said_of(ask.provider))
+        began, settlement = time.monotonic(), None
+        try:
+            settlement = await self._attempt(started)
+            return settlement
+        finally:
+            self.ledger.note_call(time.monotonic() - began)
+            self.limits.ended(ask, time.monotonic() - began, *tokens_and_cooldown(settlement))
 
     async def _attempt(self, started: Started) -> Settlement | None:
         """Make the call that is on record, and say how it ended; None if the session is somebody else's now."""
@@ -104,10 +125,20 @@ class Turns:
             self._break_off(former, Stop.LOST)
         self.held[started.session_id] = started.token
         reached("start.after_commit")
+        telling = self.teller.begin(started) if started.streams else None
+        try:
+            return with_partial(await self._call(started, telling), telling)
+        except asyncio.CancelledError:
+            # The slot itself is being stopped. Its turn goes back at once, and nobody is left to wait for the answer.
+            self._let_go(started)
+            self.ledger.submit(with_partial(stopped(started, self.settings.max_attempts), telling), None)
+            raise
+
+    async def _call(self, started: Started, telling: Telling | None) -> Settlement | None:
         prompt = Prompt(started.model, started.messages, started.options, idempotency_key(started))
         # Workers died over it as often as is allowed: if its reply was the reason, the next to go is a cell.
         asked = self.cells if started.rescues >= self.settings.effective_max_rescues else self.providers
-        call = Call(started, asyncio.get_running_loop().create_task(asked.reply(started.model, prompt)))
+        call = Call(started, asyncio.get_running_loop().create_task(asked.reply(started.model, prompt, telling)))
         self.calls[started.session_id] = call
         try:
             reply = await call.task
@@ -125,9 +156,6 @@ class Turns:
             if call.stop is Stop.CANCELLED:
                 return ended(started, TurnState.CANCELLED, AttemptOutcome.CANCELLED)
             call.task.cancel()
-            # The slot itself is being stopped. Its turn goes back at once, and nobody is left to wait for the answer.
-            self._let_go(started)
-            self.ledger.submit(stopped(started, self.settings.max_attempts), None)
             raise
         finally:
             if self.calls.get(started.session_id) is call:
@@ -170,6 +198,7 @@ class Turns:
     async def _settle(self, started: Started, settlement: Settlement | None, claim: Claim | None) -> Answer:
         answer = await self.ledger.visit(settlement, claim)
         self._let_go(started)
+        self.teller.forget(started)  # unless what came of it is stored, and its end told
         if settlement is not None and not answer.kept:
             logger.warning("action=lease_lost session=%s turn=%s: nothing was stored", started.key, started.turn_id)
         if settlement is not None and settlement.state is TurnState.QUEUED:
@@ -219,6 +248,22 @@ def ended(
         outcome,
         delay_seconds=delay_seconds,
     )
+
+
+def tokens_and_cooldown(settlement: Settlement | None) -> tuple[int | None, float | None]:
+    """What the provider counted, and for how long it wants to be left alone; None where it did not say."""
+    if settlement is None:
+        return None, None
+    counted = (settlement.input_tokens, settlement.output_tokens)
+    tokens = None if None in counted else sum(count or 0 for count in counted)
+    return tokens, settlement.delay_seconds if settlement.error_type == "rate_limited" else None
+
+
+def with_partial(settlement: Settlement | None, telling: Telling | None) -> Settlement | None:
+    """What was heard of a reply that was cut off is kept where its users can read it. No model is shown it."""
+    if settlement is None or telling is None or settlement.state is TurnState.COMPLETED:
+        return settlement
+    return replace(settlement, partial=telling.text)
 
 
 def stopped(started: Started, max_attempts: int) -> Settlement:

@@ -24,6 +24,7 @@ from ops.bench.rows import FIGURES, GROUPS, LOAD_GROUPS, Row, as_json
 from ops.bench.runs import SATURATED, Contest, contend, saturation_of, say, scale
 from ops.bench.sending import send_rows
 from ops.bench.startup import first_reply_row, help_row
+from ops.bench.streams import stream_rows
 from ops.bench.table import render
 from ops.bench.workload import Load
 from ops.server_process import ServerUnavailableError
@@ -151,6 +152,8 @@ def rows_on(kind: str, arguments: argparse.Namespace, bench: Bench, failures: li
             yield from send_rows(databases, broker, repeat)
         if "lanes" in wanted:
             yield from lane_rows(ours, databases, broker, seed, repeat)
+        if "streams" in wanted:
+            yield from stream_rows(ours, databases, broker, seed, repeat)
         if "start" in wanted:
             yield first_reply_row(databases, broker, directory, repeat)
 

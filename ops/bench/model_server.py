@@ -29,7 +29,14 @@ class ModelServer:
 
 
 @contextmanager
-def model_server(seed: int, low: float = 0.5, high: float = 1.5) -> Iterator[ModelServer]:
-    """A model server in a process of its own, its latency in seconds drawn from ``seed``."""
-    with running(module("ops.bench.model", f"--seed={seed}", f"--low={low}", f"--high={high}")) as child:
+def model_server(
+    seed: int, low: float = 0.5, high: float = 1.5, deltas: int = 200, pace: float = 0.1
+) -> Iterator[ModelServer]:
+    """A model server in a process of its own, its latency in seconds drawn from ``seed``.
+
+    Args:
+        deltas: of a stream, with ``pace`` seconds between two of them.
+    """
+    options = {"seed": seed, "low": low, "high": high, "deltas": deltas, "pace": pace}
+    with running(module("ops.bench.model", *(f"--{name}={value}" for name, value in options.items()))) as child:
         yield ModelServer(f"http://127.0.0.1:{first_line(child)}")

@@ -47,7 +47,10 @@ def fence() -> None:
 
 
 def recheck() -> None:
+    # A session that goes on in hand was looked at, too.
+    rewrite(postgresql, "SETTLE", "lowest.lane = i.claimed", "false")
     rewrite(postgresql, "SETTLE", "ELSE item.ready_at END", "ELSE NULL END")
+    rewrite(sqlite, "KEEP", "AND halted_by IS NULL", "AND false")
     rewrite(sqlite, "RELEASE", f"ready_at = (SELECT ready_at {sqlite.LOWEST})", "ready_at = NULL")
 
 

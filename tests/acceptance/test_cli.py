@@ -28,7 +28,7 @@ class Shell:
     home: Path
 
     def environment(self, **more: str) -> dict[str, str]:
-        theirs = ("INTURN_", "CELERY_", "OPENAI_", "NO_COLOR")
+        theirs = ("INTURN_", "CELERY_", "OPENAI_", "ANTHROPIC_", "NO_COLOR")
         ours = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         return ours | {"INTURN_HOME": str(self.home), "PYTHONPATH": path, "XDG_CONFIG_HOME": str(self.home)} | more
@@ -195,6 +195,80 @@ def test_a_piped_chat_says_how_to_go_on(shell: Shell) -> None:
     assert 'We were discussing: "one".' in chat.stdout
     again = shell.run("chat", "--last", typed="")
     assert "session pipe-1, model echo/echo, 2 turns so far" in again.stderr
+
+
+def test_a_reply_is_printed_while_it_is_written(shell: Shell) -> None:
+    shell.ok("session", "create", "live-1", "--option", "pace=0.05")
+    reply = shell.ok("send", "live-1", "one two three four five", "--stream")
+    assert reply.startswith('You said: "one two three four five"')
+    assert reply.endswith(")\n")
+    events = shell.records("send", "live-1", "a b c d e f g h i j", "--stream")
+    assert [one["type"] for one in events[:-1]] == ["assistant.message_delta"] * (len(events) - 1)
+    assert len(events) > 3
+    assert "".join(one["data"]["delta_content"] for one in events[:-1]) == events[-1]["data"]["content"]
+    assert (events[0]["id"], events[-1]["turn"]) == (None, 2)
+
+
+def test_a_reply_that_is_cut_off_ends_its_line_and_stays_readable(shell: Shell) -> None:
+    evil = "\x1b]0;owned\x07 " + "word " * 1000
+    shell.ok("session", "create", "live-2", "--option", "pace=0.05", "--option", f"reply={json.dumps(evil)}")
+    late = shell.run("send", "live-2", "go on", "--stream", "--timeout", "1.5")
+    assert late.returncode == 124
+    assert "inturn turn show" in late.stderr
+    assert late.stdout.rstrip(" ").endswith("word \n") or late.stdout.endswith("word\n")
+    assert "\x1b" not in late.stdout
+    [turn] = shell.records("turn", "list", "live-2")
+    shell.ok("turn", "cancel", turn["id"])
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (shown := shell.records("turn", "show", turn["id"])[0])["state"] != "cancelled":
+        assert time.monotonic() < deadline
+    assert shown["partial"].count("word") > 5
+    assert shown["reply"] is None
+    told = shell.ok("turn", "show", turn["id"])
+    assert "assistant (cut off, no part of the history): " in told
+    assert "\x1b" not in told
+
+
+def test_the_tail_of_a_session(shell: Shell) -> None:
+    shell.ok("session", "create", "live-3", "--option", "pace=0.05")
+    for prompt in ("first", "second"):
+        shell.ok("send", "live-3", prompt, "--wait")
+    assert shell.ok("session", "tail", "live-3", "-n", "2").startswith("you: second\nassistant: You said: ")
+    assert [one["type"] for one in shell.records("session", "tail", "live-3", "-n", "3")] == [
+        "assistant.message", "user.message", "assistant.message",
+    ]  # fmt: skip
+    with in_terminal(shell, "session", "tail", "live-3", "-f", "-n", "1") as (tail, screen):
+        screen.wait_for(b"I remember 2 messages")
+        shell.ok("send", "live-3", "third", "--stream")
+        screen.wait_for(b"you:")
+        screen.wait_for(b" third\r\n")
+        screen.wait_for(b"assistant:")
+        screen.wait_for(b'"third"')
+        shell.ok("send", "live-3", "fourth", "--wait")
+        screen.wait_for(b"I remember 4 messages")
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(PATIENCE_SECONDS) == 130
+
+
+def test_a_chat_draws_the_reply_while_it_is_written(shell: Shell) -> None:
+    reply = "# Title\n\n" + "some **bold** words " * 20 + "\n\n- one\n- two\n\nThe end."
+    shell.ok("session", "create", "live-4", "--option", "pace=0.02", "--option", f"reply={json.dumps(reply)}")
+    with in_terminal(shell, "chat", "live-4") as (chat, screen):
+        screen.wait_for(b"you: ")
+        screen.type(b"hello\n")
+        screen.wait_for(b"assistant:")
+        screen.wait_for(b"Title")
+        screen.wait_for(b"bold")
+        screen.wait_for(b"The end.")
+        screen.wait_for(b"you: ")
+        screen.type(b"hello\n")
+        screen.wait_for(b"Title")
+        chat.send_signal(signal.SIGINT)
+        screen.wait_for(b"was cancelled")
+        screen.wait_for(b"you: ")
+        screen.type(b"\x04")
+        assert chat.wait(PATIENCE_SECONDS) == 0
+    assert [one["state"] for one in shell.records("turn", "list", "live-4")] == ["completed", "cancelled"]
 
 
 def test_a_chat_in_a_terminal(shell: Shell) -> None:

@@ -34,6 +34,20 @@ with Client() as client:
         print(session.send_and_wait(prompt, timeout=30).data.content)
 """
 
+LISTEN = """
+from threading import Event
+from inturn import Client
+replied = Event()
+with Client() as client:
+    session = client.create_session()
+    session.on(lambda event: event.type == "assistant.message" and replied.set())
+    session.send("one")
+    assert replied.wait(30)
+    print(session.tail(1).__next__().data.content)
+    for prompt in ("two", "three"):
+        print("".join(event.data.delta_content for event in session.stream(prompt, timeout=30)))
+"""
+
 
 def test_00_client_works_at_once_and_raises_after_stop(deployment: Deployment, name: str, threads: ThreadPoolExecutor):
     client = deployment.client()
@@ -86,11 +100,12 @@ def test_00_many_threads_share_one_client(deployment: Deployment, name: str, thr
     assert len({id(connection) for connection, _ in talks}) == 1, "they connect once, together"
 
 
-def test_00_the_embedded_default_replies_without_a_worker_started(tmp_path: Path):
+@pytest.mark.parametrize("program", [TALK, LISTEN])
+def test_00_the_embedded_default_replies_without_a_worker_started(tmp_path: Path, program: str):
     """The sweep is far away here: a hint that is not sent shows."""
     environment = {"INTURN_HOME": str(tmp_path / "home"), "INTURN_SWEEP_SECONDS": "19", "HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", TALK],
+        [sys.executable, "-P", "-c", program],
         env=clean_environment(tmp_path) | environment,
         capture_output=True,
         text=True,
@@ -117,6 +132,8 @@ def test_00_elsewhere_waiting_says_that_no_worker_is_alive(deserted: Deployment,
         turn = client.create_session(name).send("is anybody there?")
         with pytest.raises(NoWorkerError, match="inturn worker"):
             turn.wait(30)
+        with pytest.raises(NoWorkerError, match="inturn worker"):
+            next(turn.stream(30))
         deserted.start(workers=1, beat=False)
         assert turn.wait(30).data.content.startswith('You said: "is anybody there?"')
 

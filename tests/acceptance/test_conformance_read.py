@@ -1,4 +1,4 @@
-"""The conformance list, lines 18 to 22: read. 19 (events) is not there yet."""
+"""The conformance list, lines 18 to 22: read. 19 (events) is in test_conformance_live.py."""
 
 import itertools
 from collections.abc import Iterator

@@ -99,7 +99,11 @@ def fill(store: Store) -> int:
                 session_id=busy, turn_number=2**31 - 1, position=7, role="tool", content="", created_at=MOMENT
             )
         )
-        db.execute(TURNS.update().where(TURNS.c.number == 1).values(started_at=MOMENT, merged_into=2))
+        db.execute(
+            TURNS.update()
+            .where(TURNS.c.number == 1)
+            .values(started_at=MOMENT, merged_into=2, streams=True, partial=AWKWARD)
+        )
         db.execute(ATTEMPTS.update().where(ATTEMPTS.c.turn_number == 1).values(price=0.1 + 0.2, token=2**62))
         db.execute(LEASES.update().where(LEASES.c.session_id == busy).values(halted_by=2, token=2**62))
         db.execute(SESSIONS.update().where(SESSIONS.c.id == busy).values(halts=True, held=True))

@@ -174,6 +174,25 @@ def test_a_retry(store: Store):
     assert reason.besides == ()
 
 
+def test_a_turn_that_its_provider_has_no_room_for(store: Store):
+    session = store.session()
+    appear(store)
+    store.send()
+    waits: dict[str, Any] = {
+        "delay_seconds": 41,
+        "outcome": None,
+        "waits_for": "provider p, which all workers call with 6 calls at once",
+    }
+    store.settle(store.start(session), TurnState.QUEUED, **waits)
+    reason = why(store)
+    assert reason.code is Code.PROVIDER_LIMIT
+    assert "waits for provider p, which all workers call with 6 calls at once: it asks again at" in reason.sentence
+    assert "(in 41 s)" in reason.sentence
+    store.change(LEASES, LEASES.c.session_id == session, ready_at=now())
+    store.settle(store.start(session), TurnState.QUEUED, delay_seconds=30, error_type="http_503")
+    assert why(store).code is Code.RETRY, "what it waited for before is over"
+
+
 def test_what_stands_in_the_way_besides_is_said_while_the_turn_waits_for_its_time(store: Store):
     session = store.session()
     store.send()

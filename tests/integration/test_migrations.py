@@ -78,7 +78,7 @@ def schema(database: Database) -> dict[str, list[Any]]:
 
 def lines(statement: str) -> list[str]:
     """A column that was added later stands behind another one, on its line."""
-    broken = re.sub(r", (?=\w+ (?:INTEGER|BOOLEAN))", "\n", statement)
+    broken = re.sub(r", (?=\w+ (?:INTEGER|BOOLEAN|TEXT))", "\n", statement)
     return [re.sub(r"\s+", " ", line).strip(" ,") for line in broken.splitlines()]
 
 

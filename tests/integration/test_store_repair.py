@@ -327,7 +327,6 @@ def test_a_pass_goes_on_behind_a_chunk_whose_turns_all_ended(store: Store, monke
         store.send(f"s{number}")
         store.start(session)
         store.expire(session)
-    Sweep(
-        store.database, Settings(max_attempts=1, max_ambiguous_attempts=1), lambda ready: None, lambda lane: None
-    ).run()
+    settings = Settings(max_attempts=1, max_ambiguous_attempts=1)
+    Sweep(store.database, settings, lambda ready: None, lambda lane: None, lambda turns: ()).run()
     assert {store.turn(session).state for session in sessions} == {TurnState.FAILED}

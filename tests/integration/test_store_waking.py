@@ -169,7 +169,9 @@ def test_lanes_in_which_a_turn_has_just_become_due(store: Store):
 def test_who_looks_tells_once(store: Store):
     told: list[int] = []
     settings = Settings(sweep_seconds=20, lease_seconds=20)
-    sweep = Sweep(store.database, settings, lambda ready: told.append(ready.session_id), lambda lane: 0)
+    sweep = Sweep(
+        store.database, settings, lambda ready: told.append(ready.session_id), lambda lane: 0, lambda turns: ()
+    )
     session = store.session()
     store.send(not_before=HOUR)
     sweep.look()

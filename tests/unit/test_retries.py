@@ -124,6 +124,30 @@ def test_nonsense_in_retry_after_asks_for_nothing(value: str) -> None:
     assert parse_retry_after({"retry-after": value}, NOW) is None
 
 
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, 360.0),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20ms"}, 0.02),
+        ({"x-ratelimit-remaining-tokens": "12", "x-ratelimit-reset-tokens": "20s"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1h0m1.5s", "retry-after": "7"}, 7.0),
+        (
+            {
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-tokens": "1m1s",
+            },
+            61.0,
+        ),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}, None),
+        ({"x-ratelimit-remaining-requests": "0"}, None),
+    ],
+)
+def test_what_is_used_up_says_when_it_is_there_again(headers: dict[str, str], seconds: float | None):
+    assert parse_retry_after(headers, NOW) == seconds
+
+
 @given(st.text())
 def test_no_retry_after_raises(value: str) -> None:
     seconds = parse_retry_after({"retry-after": value, "retry-after-ms": value, "date": value}, NOW)

@@ -13,9 +13,16 @@ from inturn.models.store.working import Settlement, Started
 from inturn.settings import Settings
 from inturn.workers.cell import CellDiedError, Cells, NoPlaceError
 from inturn.workers.ledger import Ledger
-from inturn.workers.provider import Prompt, ProviderError, Providers, Reply
+from inturn.workers.limits import Limits
+from inturn.workers.provider import OnDelta, Prompt, ProviderError, Providers, Reply
 from inturn.workers.providers import BUILDERS
+from inturn.workers.queues import connect
+from inturn.workers.teller import Teller
 from inturn.workers.turns import Turns
+
+TELLER = Teller("redis://nobody.invalid", 1)
+"""Not started: none of these turns is to be told, and so nobody asks where that is."""
+LIMITS = Limits({}, connect("redis://nobody.invalid"), workers=lambda: 1, hold_seconds=1)
 
 
 class Slow:
@@ -24,7 +31,7 @@ class Slow:
     def __init__(self) -> None:
         self.go = asyncio.Event()
 
-    async def reply(self, prompt: Prompt) -> Reply:
+    async def reply(self, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
         await self.go.wait()
         return Reply("late but paid for")
 
@@ -42,7 +49,7 @@ async def claim_twice() -> tuple[Any, Any, Turns]:
     providers = Providers(
         settings.available_providers, {**BUILDERS, "echo": lambda name, config: slow}, deadline_seconds=10
     )
-    turns = Turns(settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False)
+    turns = Turns(settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False, TELLER, LIMITS)
     former = asyncio.create_task(turns._attempt(started(token=1)))
     await asyncio.sleep(0)
     latter = asyncio.create_task(turns._attempt(started(token=3)))
@@ -70,7 +77,7 @@ class Failing:
     def __init__(self) -> None:
         self.read: weakref.ref[Body] | None = None
 
-    async def reply(self, prompt: Prompt) -> Reply:
+    async def reply(self, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
         body = Body()
         self.read = weakref.ref(body)
         await asyncio.sleep(0)
@@ -86,7 +93,9 @@ def test_what_a_failed_call_has_read_goes_with_it_and_not_when_the_collector_com
         providers = Providers(
             settings.available_providers, {**BUILDERS, "echo": lambda name, config: failing}, deadline_seconds=10
         )
-        turns = Turns(settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False)
+        turns = Turns(
+            settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False, TELLER, LIMITS
+        )
         settlement = await turns._attempt(started(token=1))
         assert settlement is not None
         assert settlement.error_type == "bad_reply"
@@ -109,7 +118,7 @@ class Cell:
         self.end = end
         self.asked = 0
 
-    async def reply(self, model: str, prompt: Prompt) -> Reply:
+    async def reply(self, model: str, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
         self.asked += 1
         if self.end:
             raise self.end
@@ -120,7 +129,9 @@ def settled(cell: Cell, rescues: int) -> Settlement | None:
     async def attempt() -> Settlement | None:
         settings = Settings(max_rescues=3)
         providers = Providers(settings.available_providers, BUILDERS, deadline_seconds=10)
-        turns = Turns(settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False)
+        turns = Turns(
+            settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False, TELLER, LIMITS
+        )
         turns.cells = cast(Cells, cell)
         settlement = await turns._attempt(started(token=1, rescues=rescues))
         assert turns.calls == {}
@@ -183,7 +194,9 @@ def test_a_slot_that_is_stopped_in_a_call_hands_the_turn_back(
         providers = Providers(
             settings.available_providers, {**BUILDERS, "echo": lambda name, config: Slow()}, deadline_seconds=10
         )
-        turns = Turns(settings, cast(Ledger, kept), providers, lambda started, delay: None, lambda: False)
+        turns = Turns(
+            settings, cast(Ledger, kept), providers, lambda started, delay: None, lambda: False, TELLER, LIMITS
+        )
         slot = asyncio.create_task(turns._attempt(replace(started(token=1), attempts=attempts)))
         await asyncio.sleep(0.05)
         slot.cancel()

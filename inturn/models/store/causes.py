@@ -122,10 +122,12 @@ def those_who_died(it: Situation, turn: Mapping[str, Any]) -> str:
 
 
 def due_later(it: Situation) -> Reason | None:
-    """A retry, or a turn that was sent for later."""
+    """A turn that its provider has no room for, a retry, or one that was sent for later."""
     if it.turn is None or (due := it.lease["ready_at"] or it.turn["ready_at"]) <= it.at:
         return None
     name, when = it.named(it.turn["number"]), it.at_the_time(due)
+    if it.turn["waits_for"]:
+        return Reason(Code.PROVIDER_LIMIT, f"turn {name} waits for {it.turn['waits_for']}: it asks again at {when}")
     if not it.turn["attempts"]:
         return Reason(Code.SCHEDULED, f"turn {name} is not due before {when}")
     last = it.attempt["error_type"] or it.attempt["outcome"] if it.attempt else None

@@ -16,8 +16,8 @@ from inturn.models.store.reading import no_turn
 from inturn.models.store.situation import MANY, Code, Reason, Situation, Terms, alive, counted
 from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, SESSIONS, TURNS
 
-UNSAID = ("options", "labels", "system_turn", "idempotency_key")
-"""What users wrote is nobody's business who asks why something waits."""
+UNSAID = ("options", "labels", "system_turn", "idempotency_key", "partial")
+"""What users wrote, and models, is nobody's business who asks why something waits."""
 
 
 def why(database: Database, key: str, terms: Terms) -> Reason:

@@ -22,10 +22,16 @@ BLANK_LINE = "\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A prompt with those that waited before it; ``not_before``: the latest time that any of them was put off to."""
+    """A prompt with those that waited before it.
+
+    Attributes:
+        not_before: the latest time that any of those was put off to.
+        streams: whether the reply to any of those was to be told while it arrives.
+    """
 
     prompt: str
     not_before: datetime | None
+    streams: bool
 
 
 def interrupt(db: Connection, session_id: int) -> bool:
@@ -57,10 +63,11 @@ def join(db: Connection, session_id: int, number: int, prompt: str) -> Joined:
         update(TURNS)
         .where(waiting)
         .values(state=TurnState.CANCELLED, finished_at=now(), merged_into=number)
-        .returning(TURNS.c.ready_at, TURNS.c.attempts)
+        .returning(TURNS.c.ready_at, TURNS.c.attempts, TURNS.c.streams)
     ).all()
     put_off = [row.ready_at for row in ended if row.attempts == 0]
-    return Joined(BLANK_LINE.join([*prompts, prompt]), max(put_off, default=None))
+    joined = BLANK_LINE.join([*prompts, prompt])
+    return Joined(joined, max(put_off, default=None), any(row.streams for row in ended))
 
 
 def with_joined(db: Connection, session_id: int, number: int, prompt: str) -> str:

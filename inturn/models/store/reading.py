@@ -72,6 +72,8 @@ class TurnRecord:
     rescues: int
     retry_of: int | None
     merged_into: int | None
+    streams: bool
+    partial: str | None
     ready_at: datetime
     not_before: datetime | None
     """``ready_at``, while it waits for that moment."""
@@ -228,7 +230,8 @@ def _turns() -> Select[Any]:
 
 
 def _turn(row: dict[str, Any]) -> TurnRecord:
-    return TurnRecord(**{**row, "state": TurnState(row["state"]), "lane": Lane(row["lane"])})
+    typed = {"state": TurnState(row["state"]), "lane": Lane(row["lane"]), "streams": bool(row["streams"])}
+    return TurnRecord(**{**row, **typed})
 
 
 ONE_TURN = _turns().where(TURNS.c.session_id == bindparam("session"), TURNS.c.number == bindparam("of_number"))

@@ -111,6 +111,7 @@ class _Prompted:
     options: Mapping[str, Any]
     lane: Lane
     retry_of: int | None
+    streams: bool
 
     @property
     def session(self) -> dict[str, Any]:
@@ -135,6 +136,7 @@ def send(
     options: Mapping[str, Any] | None = None,
     lane: Lane = Lane.CHAT,
     retry_of: int | None = None,
+    streams: bool = False,
 ) -> Sent:
     """Accept a prompt: number it, store it, and make the session ready. Returned means stored.
 
@@ -145,12 +147,15 @@ def send(
         idempotency_key: the same key and prompt again is the same turn.
         when_busy: what becomes of the unfinished turns before it, and of the prompt.
         not_before: a moment, or a time from now by the database's clock. Later turns wait behind it.
+        streams: whether the reply is told while it arrives; a turn does, too, that others were joined into which do.
 
     Raises:
         SessionNotFoundError, SessionBusyError, IdempotencyConflictError: nothing was stored.
         InvalidPromptError: joined with those that wait, it is too large; nothing was stored.
     """
-    new = _Prompted(key, prompt, session_id, idempotency_key, when_busy, not_before, options or {}, lane, retry_of)
+    new = _Prompted(
+        key, prompt, session_id, idempotency_key, when_busy, not_before, options or {}, lane, retry_of, streams
+    )
     return database.transact(lambda db: _sent_before(db, new) or _accept(db, new))
 
 
@@ -195,7 +200,7 @@ def _accept(db: Connection, new: _Prompted) -> Sent:
         raise SessionBusyError(new.key)
     interrupted = new.when_busy == "interrupt" and interrupt(db, row.id)
     text = storable(new.prompt)
-    joined = join(db, row.id, number, text) if new.when_busy == "coalesce" else Joined(text, None)
+    joined = join(db, row.id, number, text) if new.when_busy == "coalesce" else Joined(text, None, streams=False)
     ready_at = new.earliest(lease.present, joined.not_before)
     accepted = db.execute(
         ACCEPT,
@@ -213,6 +218,7 @@ def _accept(db: Connection, new: _Prompted) -> Sent:
             "ambiguous": 0,
             "rescues": _rescues_of(db, row.id, new.retry_of),
             "retry_of": new.retry_of,
+            "streams": new.streams or joined.streams,
         },
     ).one()
     say(db, row.id, number, PROMPT, Role.USER, joined.prompt)

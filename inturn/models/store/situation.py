@@ -28,6 +28,8 @@ class Code(StrEnum):
     RUNNING = "running"
     EARLIER_TURN = "earlier_turn"
     """Of a turn that was asked for: one before it is not over. The sentence goes on about that one."""
+    PROVIDER_LIMIT = "provider_limit"
+    """Its provider's limit, of rate or of calls at once, left no room for it."""
     RETRY = "retry"
     SCHEDULED = "scheduled"
     LANE_PAUSED = "lane_paused"

@@ -7,11 +7,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, case, exists, null, or_, select, tuple_, update
 
 from inturn.models.clock import now
+from inturn.models.content import storable
 from inturn.models.states import AttemptOutcome, Lane, TurnState
 from inturn.models.store.waking import Ready, list_ready, make_ready
 from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, SESSIONS, TURNS
 
 CHUNK = 200
+EXPIRED = LEASES.c.expires_at < now()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,21 @@ class Caps:
     rescues: int
 
 
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """A turn whose reply was being told when its worker died."""
+
+    session_id: int
+    number: int
+    attempt: int
+
+
 def rescue_expired(db: Connection, caps: Caps) -> list[Ready] | None:
     """Take over a chunk of leases that ran out.
 
     Returns: the sessions that are ready now; None if there was nothing to take over.
     """
-    return _rescue(db, LEASES.c.expires_at < now(), caps)
+    return _rescue(db, EXPIRED, caps)
 
 
 def rescue_owned(db: Connection, owners: Collection[str], caps: Caps) -> list[Ready] | None:
@@ -39,6 +50,29 @@ def rescue_orphans(db: Connection, owner: str, tokens: dict[int, int], caps: Cap
     """Take over leases that this process owns and none of its slots holds (by session and token)."""
     orphaned = tuple_(LEASES.c.session_id, LEASES.c.token).in_(list(tokens.items()))
     return _rescue(db, (LEASES.c.owner == owner) & orphaned, caps)
+
+
+def cut_off(db: Connection, owners: Collection[str] | None = None) -> list[CutOff]:
+    """Turns that are about to be taken from dead workers (of these names, or whose leases ran out), and were being told."""
+    whose = EXPIRED if owners is None else LEASES.c.owner.in_(owners)
+    rows = db.execute(
+        select(TURNS.c.session_id, TURNS.c.number, TURNS.c.attempts)
+        .join(LEASES, LEASES.c.session_id == TURNS.c.session_id)
+        .where(LEASES.c.owner.is_not(None), whose, TURNS.c.state == TurnState.RUNNING, TURNS.c.streams)
+    )
+    return [CutOff(row.session_id, row.number, row.attempts) for row in rows]
+
+
+def keep_partial(db: Connection, turn: CutOff, heard: str) -> None:
+    """Before the turn is taken over, since the next attempt begins with a clean slate. If its worker lives, it knows
+    better: what it settles replaces this.
+    """
+    mine = (TURNS.c.session_id == turn.session_id) & (TURNS.c.number == turn.number)
+    db.execute(
+        update(TURNS)
+        .where(mine, TURNS.c.state == TurnState.RUNNING, TURNS.c.attempts == turn.attempt)
+        .values(partial=storable(heard))
+    )
 
 
 def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Ready] | None:

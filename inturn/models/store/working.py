@@ -44,6 +44,8 @@ class Started:
     model: str
     options: dict[str, Any]
     messages: list[dict[str, str]]
+    streams: bool = False
+    """Somebody may listen: the reply is told while it arrives."""
 
     @property
     def turn_id(self) -> str:
@@ -73,6 +75,10 @@ class Settlement:
     request_id: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    partial: str | None = None
+    """What was heard of a reply that was cut off; None: nothing, and what an earlier attempt left is kept."""
+    waits_for: str | None = None
+    """Of a withdrawn attempt: why no call was made."""
 
 
 def claim(
@@ -136,6 +142,7 @@ def _started(row: dict[str, Any]) -> Started:
         model=row["model"],
         options=orjson.loads(row["session_options"]) | orjson.loads(row["options"]),
         messages=[*system, *messages, {"role": str(Role.USER), "content": row["prompt"]}],
+        streams=bool(row["streams"]),
     )
 
 
@@ -181,7 +188,7 @@ def settled_before(db: Connection, settlements: Sequence[Settlement]) -> set[int
 def _item(settlement: Settlement, claim: Claim | None = None) -> dict[str, Any]:
     item: dict[str, Any] = {name: getattr(settlement, name) for name in Settlement.__slots__}
     item["claimed"] = claim.lane if claim is not None else None
-    for name in ("reply", "error_message", "request_id"):
+    for name in ("reply", "partial", "error_message", "request_id"):
         if item[name] is not None:
             item[name] = storable(item[name])
     if item["request_id"] is not None:

@@ -97,7 +97,10 @@ RELEASE_LOOKS = (
     "ORDER BY number LIMIT 1)"
 )
 
-OVERWRITTEN = "under the lease|was thrown away|in the order|duplicate key|final|owner_has_until|owned by None, and its running turns"
+OVERWRITTEN = (
+    "under the lease|was thrown away|in the order|duplicate key|final|owner_has_until"
+    "|owned by None, and its running turns"
+)
 
 A_TURN = frozenset(
     {"send", "a_hint_arrives", "the_ledger_commits", "a_model_answers", "time_passes", "a_worker_starts"}

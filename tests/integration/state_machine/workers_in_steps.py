@@ -24,11 +24,27 @@ from inturn.models.tables import LANE_PAUSES, REMOVALS, SESSIONS, TICKS, WORKER_
 from inturn.settings import Settings
 from inturn.workers import maintenance, turns
 from inturn.workers.ledger import Answer, Ledger, Visit
+from inturn.workers.limits import Limits
 from inturn.workers.maintenance import Pulse, Sweep
-from inturn.workers.provider import Prompt, Reply
+from inturn.workers.provider import OnDelta, Prompt, Reply
+from inturn.workers.queues import connect
+from inturn.workers.teller import Teller
 from inturn.workers.turns import Turns
 from tests.integration.state_machine.conversations import Tables, Told, read
 from tests.integration.state_machine.shifted_clock import Gate, ShiftedClock
+
+NOBODY_LISTENS = Teller("redis://nobody.invalid", 1)
+"""Not started: no turn of these asks to be heard."""
+
+
+class Unlimited(Limits):
+    """Providers have no limits here, and nobody is asked to leave one alone: that would be by another clock."""
+
+    def ended(self, *call: Any) -> None:
+        """Tells nobody."""
+
+
+UNLIMITED = Unlimited({}, connect("redis://nobody.invalid"), workers=lambda: 1, hold_seconds=1)
 
 STEPS_OF_THE_LOOP = 8
 """From an answer to the next visit there are fewer."""
@@ -155,9 +171,12 @@ class Worker:
             house.ledgers, name, lease_seconds=settings.lease_seconds, context_turns=settings.context_turns,
             gap_seconds=settings.ledger_gap_seconds, on_settled=lambda _: None,
         )  # fmt: skip
-        self.turns = Turns(settings, self.ledger, self, lambda *_: None, lambda: self.draining)  # type: ignore[arg-type]
+        asked: Any = self
+        self.turns = Turns(
+            settings, self.ledger, asked, lambda *_: None, lambda: self.draining, NOBODY_LISTENS, UNLIMITED
+        )
         self.turns.cells = self  # type: ignore[assignment]
-        self.sweep = Sweep(house.database, settings, self.hints.append, self.queued.__getitem__)
+        self.sweep = Sweep(house.database, settings, self.hints.append, self.queued.__getitem__, lambda turns: ())
         self.pulse = Pulse(
             house.database, settings, self.process, lambda: dict(self.turns.held), self._lost, self._cancelled
         )
@@ -203,7 +222,7 @@ class Worker:
 
         self._spawn(think_better_of_it())
 
-    async def reply(self, model: str, prompt: Prompt) -> Reply:
+    async def reply(self, model: str, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
         """What the slots take for the providers, and for the cells."""
         mine = asyncio.current_task()
         started = next(call.started for call in self.turns.calls.values() if call.task is mine)

@@ -62,13 +62,13 @@ WITH named AS MATERIALIZED (
     SET state = 'running', attempts = t.attempts + 1, started_at = coalesce(t.started_at, clock_timestamp())
     FROM next WHERE t.session_id = next.session_id AND t.number = next.number AND t.state = 'queued'
     RETURNING t.session_id, t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options, t.system_turn,
-        next.token
+        t.streams, next.token
 ), tried AS (
     INSERT INTO attempts (session_id, turn_number, number, token, started_at)
     SELECT session_id, number, attempts, token, clock_timestamp() FROM started
 )
 SELECT started.session_id, started.token, :lane AS lane, s.key, CAST(s.options AS text) AS session_options,
-    started.number, started.attempts, started.ambiguous, started.rescues, started.model,
+    started.number, started.attempts, started.ambiguous, started.rescues, started.model, started.streams,
     CAST(started.options AS text) AS options,
     (SELECT m.content FROM messages AS m
      WHERE m.session_id = started.session_id AND m.turn_number = started.number AND m.position = 1) AS prompt,
@@ -84,7 +84,7 @@ SELECT started.session_id, started.token, :lane AS lane, s.key, CAST(s.options A
     ) AS history
 FROM started JOIN sessions AS s ON s.id = started.session_id
 UNION ALL
-SELECT session_id, token, :lane, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT session_id, token, :lane, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 FROM next
 WHERE session_id NOT IN (SELECT session_id FROM started)
 """)
@@ -115,7 +115,7 @@ WITH item AS MATERIALIZED (
     FROM json_to_recordset(CAST(:items AS json)) AS i (
         session_id bigint, token bigint, number int, attempt int, state text, outcome text, reply text,
         delay_seconds double precision, error_type text, error_message text, status_code int, retryable boolean,
-        request_id text, input_tokens int, output_tokens int, claimed text)
+        request_id text, input_tokens int, output_tokens int, partial text, waits_for text, claimed text)
     CROSS JOIN LATERAL (
         SELECT l.token, l.owner, l.halted_by FROM leases AS l WHERE l.session_id = i.session_id OFFSET 0
     ) AS held
@@ -160,7 +160,8 @@ WITH item AS MATERIALIZED (
         error_status = CASE WHEN kept.outcome IS NULL THEN t.error_status
                             WHEN kept.becomes <> 'completed' THEN kept.status_code END,
         error_retryable = CASE WHEN kept.becomes = 'failed' THEN kept.retryable END,
-        input_tokens = kept.input_tokens, output_tokens = kept.output_tokens
+        input_tokens = kept.input_tokens, output_tokens = kept.output_tokens, waits_for = kept.waits_for,
+        partial = CASE WHEN kept.becomes <> 'completed' THEN coalesce(kept.partial, t.partial) END
     FROM kept WHERE t.session_id = kept.session_id AND t.number = kept.number
 ), tried AS (
     UPDATE attempts AS a

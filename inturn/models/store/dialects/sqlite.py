@@ -51,7 +51,7 @@ WHERE t.session_id IN {LISTED} AND t.state = 'running'
 
 LOAD = text(f"""
 SELECT t.session_id, l.token, :lane AS lane, s.key, s.options AS session_options,
-    t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options,
+    t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options, t.streams,
     (SELECT m.content FROM messages AS m
      WHERE m.session_id = t.session_id AND m.turn_number = t.number AND m.position = 1) AS prompt,
     (SELECT m.content FROM messages AS m
@@ -99,7 +99,9 @@ SET state = i.value ->> 'state',
     error_status = CASE WHEN i.value ->> 'outcome' IS NULL THEN error_status
                         WHEN i.value ->> 'state' <> 'completed' THEN i.value ->> 'status_code' END,
     error_retryable = CASE WHEN i.value ->> 'state' = 'failed' THEN i.value ->> 'retryable' END,
-    input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens'
+    input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens',
+    waits_for = i.value ->> 'waits_for',
+    partial = CASE WHEN i.value ->> 'state' <> 'completed' THEN coalesce(i.value ->> 'partial', partial) END
 FROM json_each(:items) AS i
 WHERE turns.session_id = i.value ->> 'session_id' AND turns.number = i.value ->> 'number'
 """)
