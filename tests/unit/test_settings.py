@@ -138,10 +138,11 @@ def test_azure_and_aliases_can_be_configured() -> None:
 
 def test_the_settings_that_the_docs_show_are_accepted() -> None:
     docs = (Path(__file__).parents[2] / "docs" / "providers.md").read_text()
-    [block] = re.findall(r"^```toml\n(.*?)^```$", docs, re.DOTALL | re.MULTILINE)
-    Path("inturn.toml").write_text(block)
+    blocks = re.findall(r"^```toml\n(.*?)^```$", docs, re.DOTALL | re.MULTILINE)
+    Path("inturn.toml").write_text("\n".join(blocks))
     providers = Settings.load().available_providers
     assert (providers["anthropic"].type, providers["anthropic"].base_url) == ("anthropic", "https://api.anthropic.com")
+    assert providers["openai"].requests_per_minute == 600
     assert providers["openrouter"].models == {"fast": "meta-llama/llama-3.3-70b-instruct:free"}
     every = ProviderSettings.model_fields.keys()
     assert set(re.findall(r"^\| `(\w+)` \|", docs, re.MULTILINE)) & every == every
