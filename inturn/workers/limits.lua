@@ -1,11 +1,11 @@
 -- Who may call a provider now, and when the others may: one script for all workers, by Redis' own clock.
 --
--- KEYS[1]  inturn:limit:<provider>          hash: when the next call is due, by pool and measure; until when it cools down
+-- KEYS[1]  inturn:limit:<provider>          hash: when the next call is due, by pool and measure
 -- KEYS[2]  inturn:limit:<provider>:slots    sorted set: turns that have a moment reserved, by that moment (ms)
 -- KEYS[3]  inturn:limit:<provider>:flight   sorted set: turns whose call is under way, by when it must have ended (ms)
 --
 -- ARGV[1]  JSON: {requests, tokens: per minute, or 0; flight: at most, or 0; share: chat's, of all of them;
---          call: how long one takes (ms); hold: the longest that one may take (ms); cool: from now on for so long (ms), or 0;
+--          call: how long one takes (ms); hold: the longest that one may take (ms);
 --          asks: [{turn, chat, tokens, draw: 0 to 1}], ended: [{turn, chat, tokens: more than was asked for}]}
 -- Returns for each ask how many milliseconds it has to wait: 0 may call, and is counted.
 --
@@ -44,11 +44,12 @@ local function measures()
     return found
 end
 
-local function due(pool, earliest)
+local function due(pool)
+    local at = now
     for _, measure in ipairs(measures()) do
-        earliest = math.max(earliest, moment(pool .. ':' .. measure))
+        at = math.max(at, moment(pool .. ':' .. measure))
     end
-    return earliest
+    return at
 end
 
 local function take(pool, at, tokens)
@@ -58,24 +59,21 @@ local function take(pool, at, tokens)
     end
 end
 
-local function pool_of(ask, earliest)
+local function pool_of(ask)
     if not ask.chat or limits.share <= 0 then return 'common' end
     if limits.share >= 1 then return 'chat' end
-    return due('chat', earliest) <= due('common', earliest) and 'chat' or 'common'
+    return due('chat') <= due('common') and 'chat' or 'common'
 end
 
 -- How long an ask waits for its moment; 0: it has come.
-local function wait_for_rate(ask, cool_until)
+local function wait_for_rate(ask)
     local reserved = tonumber(redis.call('ZSCORE', slots, ask.turn))
-    if reserved then return math.max(0, math.max(reserved, cool_until) - now) end
-    local earliest = math.max(now, cool_until)
-    local pool = pool_of(ask, earliest)
-    local at = due(pool, earliest)
+    if reserved then return math.max(0, reserved - now) end
+    local pool = pool_of(ask)
+    local at = due(pool)
     if at - now > HORIZON_MS then return HORIZON_MS * (0.5 + ask.draw / 2) end
     take(pool, at, ask.tokens)
-    at = math.max(earliest, at - BURST_MS)
-    -- Where no rate tells them apart, those whom a cooldown holds back must not all come at its end.
-    if #measures() == 0 then at = at + (earliest - now) * ask.draw / 2 end
+    at = math.max(now, at - BURST_MS)
     redis.call('ZADD', slots, at, ask.turn)
     return at - now
 end
@@ -99,17 +97,12 @@ for _, call in ipairs(limits.ended) do
     end
 end
 
-if limits.cool > 0 then
-    redis.call('HSET', state, 'cool', math.max(moment('cool'), now + limits.cool))
-end
-local cool_until = moment('cool')
-
 redis.call('ZREMRANGEBYSCORE', flight, '-inf', now)
 redis.call('ZREMRANGEBYSCORE', slots, '-inf', now - LATE_MS)
 
 local waits = {}
 for _, ask in ipairs(limits.asks) do
-    local wait = wait_for_rate(ask, cool_until)
+    local wait = wait_for_rate(ask)
     if wait <= 0 then
         wait = wait_for_room(ask)
         if wait <= 0 then

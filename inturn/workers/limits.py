@@ -3,6 +3,9 @@
 A turn whose provider is at its limit goes back with ``ready_at``, and its slot works on something else. The counts are in
 Redis (``limits.lua`` describes its keys and how it counts). While Redis is away each worker keeps to its share of the
 limit: the whole, divided by the workers that were alive when it last looked.
+
+A model that answered 429 is left alone by all workers, limits or not: who was told so tells Redis
+(``inturn:cool:<provider>/<model>``, which expires when that is over), and all others look there every second.
 """
 
 import asyncio
@@ -11,7 +14,8 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Protocol
@@ -28,7 +32,9 @@ SCRIPT = files(__package__).joinpath("limits.lua").read_text()
 AWAY_SECONDS = 2.0
 """How long Redis is not asked again after it did not answer: turns wait for the answer."""
 LOOK_SECONDS = 1.0
-"""How often a worker looks whether a provider without limits was told to be left alone, by any worker."""
+"""How often a worker looks whether any worker was told to leave a model alone."""
+MODELS_LOOKED_AT = 1000
+"""Of so many at most, those that were asked since it last forgot them."""
 COOLDOWN_SECONDS = 1.0
 """After a 429 that does not say how long."""
 REPLY_TOKENS = 500
@@ -55,10 +61,14 @@ class Limited(Protocol):
 class Ask:
     """A turn that would like to call its provider."""
 
-    provider: str
+    model: str
     turn: str
     lane: Lane
     tokens: int
+
+    @property
+    def provider(self) -> str:
+        return self.model.partition("/")[0]
 
 
 @dataclass(slots=True)
@@ -73,7 +83,6 @@ class _Gathered:
 
     asks: list[_Waiting] = field(default_factory=list)
     ended: list[dict[str, Any]] = field(default_factory=list)
-    cool_seconds: float = 0.0
 
 
 class Limits:
@@ -98,6 +107,8 @@ class Limits:
         self._broker, self._workers, self._hold_seconds = broker, workers, hold_seconds
         self._script = broker.register_script(SCRIPT)
         self._cool_until: dict[str, float] = {}
+        self._cooling: dict[str, float] = {}
+        """By model: what was not told to Redis yet, in seconds."""
         self._used: set[str] = set()
         self._shares: dict[str, Share] = {}
         self._call_seconds = 1.0
@@ -120,25 +131,29 @@ class Limits:
         provider = started.model.partition("/")[0]
         limits = self._limited.get(provider)
         tokens = estimated(started) if limits is not None and limits.tokens_per_minute else 0
-        return Ask(provider, started.turn_id, started.lane, tokens)
+        return Ask(started.model, started.turn_id, started.lane, tokens)
 
-    def said_of(self, provider: str) -> str:
-        """Half a sentence for people: what a turn of this provider waits for."""
-        limits = self._limited.get(provider)
+    def said_of(self, ask: Ask) -> str:
+        """Half a sentence for people: what its turn waits for."""
+        if self._cool_until.get(ask.model, 0.0) > time.monotonic():
+            return f"{ask.model}, which asked all workers for a pause (429)"
+        limits = self._limited.get(ask.provider)
         measures = {
             "requests a minute": limits and limits.requests_per_minute,
             "tokens a minute": limits and limits.tokens_per_minute,
             "calls at once": limits and limits.max_in_flight,
         }
         most = " and ".join(f"{count:,} {measure}" for measure, count in measures.items() if count)
-        return f"provider {provider}, " + (f"which all workers call with {most}" if most else "which asked for a pause")
+        return f"provider {ask.provider}, which takes {most} from all workers together"
 
     async def wait(self, ask: Ask) -> float:
         """How many seconds the turn has to wait before it may call; 0: it may now, and its call counts until ``ended``."""
+        self._used.add(ask.model)
+        left = self._cool_until.get(ask.model, 0.0) - time.monotonic()
+        if left > 0:
+            return left * random.uniform(1.0, 1.5)  # or all would come back at once
         if ask.provider not in self._limited:
-            self._used.add(ask.provider)
-            left = self._cool_until.get(ask.provider, 0.0) - time.monotonic()
-            return left * random.uniform(1.0, 1.5) if left > 0 else 0.0
+            return 0.0
         waiting = _Waiting(ask, asyncio.get_running_loop().create_future())
         with self._lock:
             self._gathered[ask.provider].asks.append(waiting)
@@ -154,18 +169,19 @@ class Limits:
             cool_seconds: the provider wants to be left alone for as long (429), 0 for it did not say; None: it does not.
         """
         self._call_seconds += REMEMBERED * (seconds - self._call_seconds)
-        is_limited = ask.provider in self._limited
-        if not is_limited and cool_seconds is None:
-            return
+        if ask.provider in self._limited:
+            more = 0 if tokens is None else tokens - ask.tokens
+            call = {"turn": ask.turn, "chat": ask.lane is Lane.CHAT, "tokens": more}
+            with self._lock:
+                self._gathered[ask.provider].ended.append(call)
+            self._called.set()
+        if cool_seconds is not None:
+            self._cool(ask.model, cool_seconds or COOLDOWN_SECONDS)
+
+    def _cool(self, model: str, seconds: float) -> None:
         with self._lock:
-            gathered = self._gathered[ask.provider]
-            if is_limited:
-                more = 0 if tokens is None else tokens - ask.tokens
-                gathered.ended.append({"turn": ask.turn, "chat": ask.lane is Lane.CHAT, "tokens": more})
-            if cool_seconds is not None:
-                cool = cool_seconds or COOLDOWN_SECONDS
-                gathered.cool_seconds = max(gathered.cool_seconds, cool)
-                self._cool_until[ask.provider] = max(self._cool_until.get(ask.provider, 0.0), time.monotonic() + cool)
+            self._cooling[model] = max(self._cooling.get(model, 0.0), seconds)
+        self._cool_until[model] = max(self._cool_until.get(model, 0.0), time.monotonic() + seconds)
         self._called.set()
 
     def _run(self) -> None:
@@ -175,6 +191,9 @@ class Limits:
             self._called.clear()
             with self._lock:
                 gathered, self._gathered = self._gathered, defaultdict(_Gathered)
+                cooling, self._cooling = self._cooling, {}
+            if cooling:
+                self._tell(cooling)
             for provider, each in gathered.items():
                 self._settle(provider, each)
             if time.monotonic() >= next_look:
@@ -202,7 +221,6 @@ class Limits:
                 "share": limits.chat_share if limits is not None else 0,
                 "call": round(self._call_seconds * 1000),
                 "hold": round(self._hold_seconds * 1000),
-                "cool": round(gathered.cool_seconds * 1000),
                 "asks": [
                     {
                         "turn": ask.turn,
@@ -229,24 +247,39 @@ class Limits:
             self._shares[provider] = Share(limits, 1 / max(1, self._workers()))
         return self._shares[provider]
 
+    def _tell(self, cooling: Mapping[str, float]) -> None:
+        """All workers, to leave models alone. Who was told for longer stays with that."""
+        with self._reaching("to tell of a cooldown") as pipeline:
+            for model, seconds in cooling.items():
+                milliseconds = max(1, round(seconds * 1000))
+                pipeline.set(cool(model), 1, px=milliseconds, nx=True)
+                pipeline.pexpire(cool(model), milliseconds, gt=True)
+            pipeline.execute()
+
     def _look(self) -> None:
-        """Whether another worker was told to leave a provider alone that has no limits, and so is not asked for."""
-        names = sorted(self._used - self._limited.keys())
-        if not names or time.monotonic() < self._away_until:
+        """Which models other workers were told to leave alone."""
+        models = sorted(self._used)
+        if len(models) > MODELS_LOOKED_AT:
+            self._used.clear()
+        if not models or time.monotonic() < self._away_until:
             return
+        with self._reaching("to look for cooldowns") as pipeline:
+            for model in models:
+                pipeline.pttl(cool(model))
+            for model, left in zip(models, pipeline.execute(), strict=True):
+                if left > 0:
+                    until = time.monotonic() + left / 1000
+                    self._cool_until[model] = max(self._cool_until.get(model, 0.0), until)
+
+    @contextmanager
+    def _reaching(self, why: str) -> Iterator[Any]:
+        """A pipeline to Redis; without Redis, what is done with it is left."""
         try:
             with self._broker.pipeline(transaction=False) as pipeline:
-                pipeline.time()
-                for name in names:
-                    pipeline.hget(keys(name)[0], "cool")
-                (seconds, microseconds), *until = pipeline.execute()
-        except (redis.RedisError, OSError):
+                yield pipeline
+        except (redis.RedisError, OSError) as error:
             self._away_until = time.monotonic() + AWAY_SECONDS
-            return
-        for name, moment in zip(names, until, strict=True):
-            left = float(moment or 0) / 1000 - (seconds + microseconds / 1e6)
-            if left > 0:
-                self._cool_until[name] = max(self._cool_until.get(name, 0.0), time.monotonic() + left)
+            logger.info("action=redis_not_reached purpose=%r reason=%r", why, type(error).__name__)
 
     @staticmethod
     def _deliver(answers: "list[tuple[asyncio.Future[float], float]]") -> None:
@@ -311,6 +344,11 @@ def estimated(started: Started) -> int:
 
 def has_limits(provider: Limited) -> bool:
     return any((provider.requests_per_minute, provider.tokens_per_minute, provider.max_in_flight))
+
+
+def cool(model: str) -> str:
+    """The key that is there for as long as a model is to be left alone."""
+    return f"inturn:cool:{model}"
 
 
 def keys(provider: str) -> list[str]:

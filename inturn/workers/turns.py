@@ -109,7 +109,7 @@ class Turns:
         ask = self.limits.ask(started)
         if wait := await self.limits.wait(ask):
             back = ended(started, TurnState.QUEUED, None, delay_seconds=wait)
-            return replace(back, waits_for=self.limits.said_of(ask.provider))
+            return replace(back, waits_for=self.limits.said_of(ask))
         began, settlement = time.monotonic(), None
         try:
             settlement = await self._attempt(started)

@@ -147,7 +147,8 @@ def test_27_a_refused_connection_is_retried(
 def test_27_waiting_for_a_retry_holds_no_worker(deployment: Deployment, client: Client, name: str, calls: Calls):
     """More turns than there are slots wait for two minutes; another session does not."""
     patient = [
-        client.create_session(f"{name}-{number}", model="server/model").send(
+        # Each asks a model of its own: one that answers 429 is left alone by all.
+        client.create_session(f"{name}-{number}", model=f"server/model-{number}").send(
             f'{name} {number} !{{"status": 429, "retry_after": 120}}'
         )
         for number in range(WORKERS * SLOTS + 2)

@@ -123,7 +123,7 @@ def test_33_cleanup_never_removes_what_is_held_busy_or_used_since(
     client.release_session(f"{name}-released")
     busy = client.resume_session(f"{name}-running")
     running = busy.send(f'{name} !{{"act": "hang"}}')
-    waiting = client.create_session(f"{name}-waiting", model="server/model", retention=SHORT).send(
+    waiting = client.create_session(f"{name}-waiting", model="server/busy", retention=SHORT).send(
         f'{name} !{{"status": 429, "retry_after": 60}}'
     )
     wait_until(lambda: len(calls(name)) == 2 and waiting.refresh().error)

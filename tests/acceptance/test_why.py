@@ -85,10 +85,14 @@ def test_the_life_of_a_turn_as_why_tells_it(deserted: Deployment):
         third = session.send("later", not_before=timedelta(minutes=10))
         assert client.why("told").code is Code.SCHEDULED
         third.cancel()
+        other = client.create_session("beside", model="server/m").send("hello")
+        session = client.resume_session("told", model="server/another")
         fourth = session.send("now")
         assert "until `inturn lane resume chat`" in awaited(client, "told", Code.LANE_PAUSED).sentence
         assert "lane chat goes on" in inturn.run("lane", "resume", "chat").stderr
         assert fourth.wait(REPLY_SECONDS).turn == 4
+        assert "waits for server/m, which asked all workers" in awaited(client, "beside", Code.PROVIDER_LIMIT).sentence
+        assert other.refresh().attempts == 0
         assert inturn.ok("why", "told") == "session told waits for nothing: all of its 4 turns are over\n"
         assert f"turn {fourth.id} is completed since" in inturn.ok("why", fourth.id)
 

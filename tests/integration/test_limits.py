@@ -36,7 +36,7 @@ class Fleet:
     provider: str
 
     def ask(self, turn: int, *, lane: Lane = Lane.BATCH, tokens: int = 0) -> Ask:
-        return Ask(self.provider, f"1.{turn}", lane, tokens)
+        return Ask(f"{self.provider}/model", f"1.{turn}", lane, tokens)
 
     def of(self, turn: int) -> Limits:
         return self.workers[turn % len(self.workers)]
