@@ -108,8 +108,15 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             workers=self._count_workers,
             hold_seconds=settings.shutdown_grace_seconds,
         )
-        draining = lambda: self.pool.draining  # noqa: E731
-        self.turns = Turns(settings, self.ledger, providers, self._hint_soon, draining, self.teller, self.limits)
+        self.turns = Turns(
+            settings,
+            self.ledger,
+            providers,
+            self._hint_soon,
+            lambda: self.pool.draining,
+            self.teller,
+            self.limits,
+        )
         sweep = Sweep(
             self.database,
             settings,

@@ -25,6 +25,8 @@ import redis
 
 from inturn.models.states import Lane
 from inturn.models.store.working import Started
+from inturn.workers.queues import cooldown, limit_keys
+from inturn.workers.retries import RETRY_AFTER_CAP
 
 logger = logging.getLogger(__name__)
 
@@ -160,13 +162,12 @@ class Limits:
         self._called.set()
         return await waiting.answer
 
-    def ended(self, ask: Ask, seconds: float, tokens: int | None, cool_seconds: float | None) -> None:
+    def ended(self, ask: Ask, seconds: float, tokens: int | None) -> None:
         """A call is over.
 
         Args:
             seconds: how long it took.
             tokens: what the provider counted; None: it did not say.
-            cool_seconds: the provider wants to be left alone for as long (429), 0 for it did not say; None: it does not.
         """
         self._call_seconds += REMEMBERED * (seconds - self._call_seconds)
         if ask.provider in self._limited:
@@ -175,10 +176,10 @@ class Limits:
             with self._lock:
                 self._gathered[ask.provider].ended.append(call)
             self._called.set()
-        if cool_seconds is not None:
-            self._cool(ask.model, cool_seconds or COOLDOWN_SECONDS)
 
-    def _cool(self, model: str, seconds: float) -> None:
+    def cool(self, model: str, seconds: float | None) -> None:
+        """The model answered 429: all workers leave it alone for so many seconds; None: it did not say how many."""
+        seconds = min(seconds or COOLDOWN_SECONDS, RETRY_AFTER_CAP)
         with self._lock:
             self._cooling[model] = max(self._cooling.get(model, 0.0), seconds)
         self._cool_until[model] = max(self._cool_until.get(model, 0.0), time.monotonic() + seconds)
@@ -186,19 +187,31 @@ class Limits:
 
     def _run(self) -> None:
         next_look = 0.0
-        while not self._stopping:
+        while True:
             self._called.wait(LOOK_SECONDS)
             self._called.clear()
+            is_last = self._stopping  # what ended before that is still told: others wait for its place
             with self._lock:
                 gathered, self._gathered = self._gathered, defaultdict(_Gathered)
                 cooling, self._cooling = self._cooling, {}
             if cooling:
                 self._tell(cooling)
             for provider, each in gathered.items():
-                self._settle(provider, each)
+                self._settle_safely(provider, each)
+            if is_last:
+                return
             if time.monotonic() >= next_look:
                 self._look()
                 next_look = time.monotonic() + LOOK_SECONDS
+
+    def _settle_safely(self, provider: str, gathered: _Gathered) -> None:
+        """A mistake of ours must not end the thread that all turns of limited providers wait for."""
+        try:
+            self._settle(provider, gathered)
+        except Exception:
+            logger.exception("action=limits_failed provider=%s", provider)
+            if gathered.asks:
+                self._deliver([(waiting.answer, LOOK_SECONDS) for waiting in gathered.asks])
 
     def _settle(self, provider: str, gathered: _Gathered) -> None:
         limits = self._limited.get(provider)
@@ -234,7 +247,7 @@ class Limits:
             }
         )
         try:
-            waits: list[int] = self._script(keys=keys(provider), args=[told])
+            waits: list[int] = self._script(keys=limit_keys(provider), args=[told])
         except (redis.RedisError, OSError) as error:
             self._away_until = time.monotonic() + AWAY_SECONDS
             logger.warning("action=limits_shared_out provider=%s reason=%r", provider, type(error).__name__)
@@ -252,8 +265,8 @@ class Limits:
         with self._reaching("to tell of a cooldown") as pipeline:
             for model, seconds in cooling.items():
                 milliseconds = max(1, round(seconds * 1000))
-                pipeline.set(cool(model), 1, px=milliseconds, nx=True)
-                pipeline.pexpire(cool(model), milliseconds, gt=True)
+                pipeline.set(cooldown(model), 1, px=milliseconds, nx=True)
+                pipeline.pexpire(cooldown(model), milliseconds, gt=True)
             pipeline.execute()
 
     def _look(self) -> None:
@@ -265,7 +278,7 @@ class Limits:
             return
         with self._reaching("to look for cooldowns") as pipeline:
             for model in models:
-                pipeline.pttl(cool(model))
+                pipeline.pttl(cooldown(model))
             for model, left in zip(models, pipeline.execute(), strict=True):
                 if left > 0:
                     until = time.monotonic() + left / 1000
@@ -344,14 +357,3 @@ def estimated(started: Started) -> int:
 
 def has_limits(provider: Limited) -> bool:
     return any((provider.requests_per_minute, provider.tokens_per_minute, provider.max_in_flight))
-
-
-def cool(model: str) -> str:
-    """The key that is there for as long as a model is to be left alone."""
-    return f"inturn:cool:{model}"
-
-
-def keys(provider: str) -> list[str]:
-    """What Redis has of a provider's limits; ``limits.lua`` says what is in them. They expire when nobody calls."""
-    name = f"inturn:limit:{provider}"
-    return [name, f"{name}:slots", f"{name}:flight"]

@@ -13,6 +13,10 @@ inturn:live:<session>        stream   the reply that is being written, of a turn
                                       beginning, in entries that ``live.py`` describes. Losing    longer than any call;
                                       it costs liveness: the reply comes from the database        deleted with its session
 inturn:live:<session>        channel  rung when the stream of that name has more                  nobody: not stored
+inturn:limit:<provider>      hash     when its next call is due (``limits.lua``)                  expiry, once nobody calls
+inturn:limit:<provider>:...  sorted   ``slots``: turns with a moment reserved; ``flight``: with   expiry, once nobody calls
+                             sets     a call under way
+inturn:cool:<model>          string   there while all workers are to leave the model alone (429)  expiry
 _kombu.*, unacked*, *.pidbox various  Celery's own bookkeeping                                    Celery
 ===========================  =======  ==========================================================  =====================
 
@@ -61,6 +65,17 @@ class HasWork(Protocol):
 def replies(session_id: int) -> str:
     """The channel that is rung when a turn of the session became final."""
     return f"inturn:replies:{session_id}"
+
+
+def limit_keys(provider: str) -> list[str]:
+    """What counts a provider's calls: how often, who may call when, and who is calling; ``limits.lua`` says how."""
+    name = f"inturn:limit:{provider}"
+    return [name, f"{name}:slots", f"{name}:flight"]
+
+
+def cooldown(model: str) -> str:
+    """The key that is there for as long as a model is to be left alone."""
+    return f"inturn:cool:{model}"
 
 
 def live(session_id: int) -> str:

@@ -116,7 +116,7 @@ class Turns:
             return settlement
         finally:
             self.ledger.note_call(time.monotonic() - began)
-            self.limits.ended(ask, time.monotonic() - began, *tokens_and_cooldown(settlement))
+            self.limits.ended(ask, time.monotonic() - began, counted_tokens(settlement))
 
     async def _attempt(self, started: Started) -> Settlement | None:
         """Make the call that is on record, and say how it ended; None if the session is somebody else's now."""
@@ -165,6 +165,8 @@ class Turns:
 
     def _failed(self, started: Started, error: ProviderError) -> Settlement:
         outcome = AttemptOutcome(error.kind)
+        if error.error_type == "rate_limited":
+            self.limits.cool(started.model, error.retry_after)
         verdict = decide(
             error.kind,
             attempts=started.attempts,
@@ -250,13 +252,11 @@ def ended(
     )
 
 
-def tokens_and_cooldown(settlement: Settlement | None) -> tuple[int | None, float | None]:
-    """What the provider counted, and for how long it wants to be left alone; None where it did not say."""
-    if settlement is None:
-        return None, None
-    counted = (settlement.input_tokens, settlement.output_tokens)
-    tokens = None if None in counted else sum(count or 0 for count in counted)
-    return tokens, settlement.delay_seconds if settlement.error_type == "rate_limited" else None
+def counted_tokens(settlement: Settlement | None) -> int | None:
+    """Of prompt and reply, by the provider; None where it did not say."""
+    if settlement is None or settlement.input_tokens is None or settlement.output_tokens is None:
+        return None
+    return settlement.input_tokens + settlement.output_tokens
 
 
 def with_partial(settlement: Settlement | None, telling: Telling | None) -> Settlement | None:

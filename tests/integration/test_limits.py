@@ -44,8 +44,8 @@ class Fleet:
     async def wait(self, turn: int, **how: Any) -> float:
         return await self.of(turn).wait(self.ask(turn, **how))
 
-    def end(self, turn: int, *, counted: int | None = None, cool: float | None = None, **how: Any) -> None:
-        self.of(turn).ended(self.ask(turn, **how), 0.01, counted, cool)
+    def end(self, turn: int, *, counted: int | None = None, **how: Any) -> None:
+        self.of(turn).ended(self.ask(turn, **how), 0.01, counted)
 
     async def called_at(self, turn: int, **how: Any) -> float:
         """As a turn does: asks, and comes again when it is told to, until it may call. Returns the moment."""
@@ -187,7 +187,8 @@ def test_who_is_told_to_leave_it_alone_tells_everybody(fleet: Fleets, limited: L
 
         async def asked() -> tuple[float, float]:
             mine, others = await working.wait(0), await working.wait(1)
-            working.end(0, cool=30.0)
+            working.end(0)
+            working.of(0).cool(f"{working.provider}/model", 30.0)
             await asyncio.sleep(2 * limits.LOOK_SECONDS)
             return mine + others, await working.wait(3)
 
@@ -213,4 +214,20 @@ def test_without_redis_each_keeps_to_its_part(fleet: Fleets, redis: RedisServer,
     finally:
         redis.thaw()
     with fleet(Limited(requests_per_minute=60)) as working:
+        assert run(working.wait(0)) == 0
+
+
+def test_a_worker_that_stops_gives_its_places_back_first(fleet: Fleets):
+    with fleet(Limited(max_in_flight=1)) as working:
+        assert run(working.wait(0)) == 0
+        working.end(0)
+        working.of(0).stop()
+        assert run(working.wait(1)) == 0
+
+
+def test_a_mistake_in_counting_leaves_nobody_waiting_for_ever(fleet: Fleets, monkeypatch: pytest.MonkeyPatch):
+    with fleet(Limited(max_in_flight=1)) as working:
+        monkeypatch.setattr(working.of(0), "_asked", lambda *_: 1 / 0)
+        assert run(working.wait(0)) == limits.LOOK_SECONDS
+        monkeypatch.undo()
         assert run(working.wait(0)) == 0

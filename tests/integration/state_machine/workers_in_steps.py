@@ -40,7 +40,7 @@ NOBODY_LISTENS = Teller("redis://nobody.invalid", 1)
 class Unlimited(Limits):
     """Providers have no limits here, and nobody is asked to leave one alone: that would be by another clock."""
 
-    def ended(self, *call: Any) -> None:
+    def cool(self, model: str, seconds: float | None) -> None:
         """Tells nobody."""
 
 
