@@ -11,17 +11,16 @@ help:  ## this list
 demo: runtime  ## a conversation that survives everything, in about a minute
 	@$(RUN)inturn demo
 
-# What promises something in seconds runs by itself; files of long tests, which mostly wait, are dealt out test by test.
-FAULTS := tests/acceptance/test_faults.py
-LONG := tests/acceptance/test_failpoints.py tests/acceptance/test_planted.py tests/integration/state_machine
-CHAOS := tests/acceptance/test_chaos.py
+# What promises something in seconds runs by itself. Most others wait for processes half of their time, so there are more
+# of them at once than cores, and who is done takes from those who are not.
+FAULTS := tests/acceptance/test_faults.py tests/acceptance/test_rate_limits.py tests/integration/test_writers_in_turn.py
+CHAOS := tests/acceptance/test_chaos.py tests/acceptance/test_batch_chaos.py
 
 test: dev  ## the tests, on real servers (ARGS="-k lease" runs pytest once, with them)
 ifdef ARGS
 	@$(RUN)python -m pytest $(ARGS)
 else
-	@$(RUN)python -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(FAULTS) $(LONG) $(CHAOS))
-	@$(RUN)python -m pytest -n 4 $(LONG)
+	@$(RUN)python -m pytest -n 4 --dist worksteal $(addprefix --ignore ,$(FAULTS) $(CHAOS))
 	@$(RUN)python -m pytest -n 2 $(CHAOS)
 	@$(RUN)python -m pytest $(FAULTS)
 endif

@@ -8,18 +8,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from inturn.batch import Batch
     from inturn.client import Client, Message, Session, SessionEvent, SessionMetadata, Turn
+    from inturn.image import image
     from inturn.models.errors import (
         AlreadyRunningError,
+        BatchConflictError,
+        BatchNotFoundError,
+        BatchTimeoutError,
         BrokerUnreachableError,
         ClosedError,
         DatabaseUnreachableError,
+        DeliveryNotFoundError,
         IdempotencyConflictError,
         InturnError,
+        InvalidBatchError,
         InvalidInputError,
         InvalidPromptError,
         InvalidSessionIdError,
         NoWorkerError,
+        ResultsError,
         SchemaError,
         SendTimeoutError,
         SessionBusyError,
@@ -30,25 +38,40 @@ if TYPE_CHECKING:
         TurnCancelledError,
         TurnFailedError,
         TurnNotFoundError,
+        UnfinishedTurnsError,
         UnknownModelError,
     )
+    from inturn.models.states import BatchState
+    from inturn.models.store.batches import Progress
+    from inturn.models.store.lines import LineResult
     from inturn.settings import Settings
+    from inturn.tools import ToolContext, ToolError, tool
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyRunningError",
+    "Batch",
+    "BatchConflictError",
+    "BatchNotFoundError",
+    "BatchState",
+    "BatchTimeoutError",
     "BrokerUnreachableError",
     "Client",
     "ClosedError",
     "DatabaseUnreachableError",
+    "DeliveryNotFoundError",
     "IdempotencyConflictError",
     "InturnError",
+    "InvalidBatchError",
     "InvalidInputError",
     "InvalidPromptError",
     "InvalidSessionIdError",
+    "LineResult",
     "Message",
     "NoWorkerError",
+    "Progress",
+    "ResultsError",
     "SchemaError",
     "SendTimeoutError",
     "Session",
@@ -60,15 +83,30 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StorageError",
+    "ToolContext",
+    "ToolError",
     "Turn",
     "TurnCancelledError",
     "TurnFailedError",
     "TurnNotFoundError",
+    "UnfinishedTurnsError",
     "UnknownModelError",
     "__version__",
+    "image",
+    "tool",
 ]
 
-_CLIENT = ("Client", "Message", "Session", "SessionEvent", "SessionMetadata", "Turn")
+_PLACES = {
+    **dict.fromkeys(("Client", "Message", "Session", "SessionEvent", "SessionMetadata", "Turn"), "client"),
+    **dict.fromkeys(("ToolContext", "ToolError", "tool"), "tools"),
+    "Batch": "batch",
+    "BatchState": "models.states",
+    "LineResult": "models.store.lines",
+    "Progress": "models.store.batches",
+    "Settings": "settings",
+    "image": "image",
+}
+"""All others are errors."""
 
 
 if not TYPE_CHECKING:  # to mypy, a module with __getattr__ has every attribute, misspelt ones too
@@ -76,8 +114,7 @@ if not TYPE_CHECKING:  # to mypy, a module with __getattr__ has every attribute,
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module = "client" if name in _CLIENT else "settings" if name == "Settings" else "models.errors"
-        value: object = getattr(import_module(f"{__name__}.{module}"), name)
+        value: object = getattr(import_module(f"{__name__}.{_PLACES.get(name, 'models.errors')}"), name)
         globals()[name] = value
         return value
 

@@ -4,22 +4,26 @@ Everything here asks; the work is done by workers in other processes, which the 
 state of its own but its ID: whoever has the ID has the session, in any process, on any machine, on any day.
 """
 
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 
 from inturn.connections import Connections
 from inturn.models.content import (
     checked_context,
+    checked_flag,
     checked_labels,
-    checked_lane,
+    checked_overflow,
     checked_session_id,
     checked_system_message,
+    checked_text,
+    checked_tokens,
+    checked_tools,
     checked_turn_id,
+    new_session_id,
     storable,
 )
 from inturn.models.errors import (
@@ -29,51 +33,61 @@ from inturn.models.errors import (
     SessionNotFoundError,
     UnknownModelError,
 )
-from inturn.models.store import halting, lanes, opening, reading, retention
+from inturn.models.store import halting, opening, reading, retention
+from inturn.models.store.budgets import Standing
 from inturn.models.store.lanes import LaneInfo
-from inturn.models.store.opening import NewSession
+from inturn.models.store.opening import Chain, NewSession
 from inturn.models.store.presence import WorkerInfo
-from inturn.models.store.reading import SessionFilter, TurnRecord
+from inturn.models.store.reading import Attempt, SessionFilter
 from inturn.models.store.retention import Removal
 from inturn.models.store.situation import Reason
-from inturn.reasons import why
+from inturn.models.store.transcripts import store_transcript
+from inturn.models.store.usage import UsageRecord
+from inturn.models.store.webhooks import WebhookDelivery
+from inturn.operations import Operations
 from inturn.records import (
     EventData,
     Message,
+    MessageData,
     SessionEvent,
     SessionMetadata,
     TurnError,
     checked_cursor,
+    checked_limit,
     checked_moment,
     checked_options,
     retention_rule,
 )
 from inturn.session import Session
 from inturn.settings import Settings
+from inturn.submission import Submissions
 from inturn.turn import Turn
-from inturn.waiting import alive_workers
 from inturn.workers.live import forget
 
 __all__ = [
+    "Attempt",
     "Client",
     "EventData",
     "LaneInfo",
     "Message",
+    "MessageData",
     "Reason",
     "Removal",
     "Session",
     "SessionEvent",
     "SessionMetadata",
+    "Standing",
     "Turn",
     "TurnError",
+    "UsageRecord",
+    "WebhookDelivery",
     "WorkerInfo",
 ]
 
 PAGE = 100
-DAY_SECONDS = 86400.0
 
 
-class Client:
+class Client(Operations, Submissions):
     """The way to sessions. Use it in ``with``, or between ``start`` and ``stop``; threads may share one.
 
     Args:
@@ -141,11 +155,14 @@ class Client:
         self,
         session_id: str | None = None,
         *,
-        model: str | None = None,
+        model: str | Sequence[str] | None = None,
         system_message: str | None = None,
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
         context_turns: int | None = None,
+        context_tokens: int | None = None,
+        overflow: Literal["truncate", "fail", "summarise"] = "truncate",
+        tools: Sequence[str] | None = None,
         retention: timedelta | Literal["policy"] | None = "policy",
         halts: bool = False,
     ) -> "Session":
@@ -153,10 +170,17 @@ class Client:
 
         Args:
             session_id: an ID of your choosing (``[A-Za-z0-9._:@-]{1,200}``); default: a new unique one.
-            model: ``provider/model``; default: ``settings.effective_default_model``.
+            model: ``provider/model``, or several, each of which is asked when those before it failed; default:
+                ``settings.effective_default_model``.
             labels: for finding it again; text by name.
             options: for the provider, with every turn (``temperature``, ...).
-            context_turns: how many earlier turns the model is shown; default: as configured.
+            context_turns: how many earlier turns the model is shown; default: as configured, or as many as fit into
+                ``context_tokens``.
+            context_tokens: how many tokens it is shown at most, by our estimate; default: as many as it is known to take,
+                less the reply.
+            overflow: what becomes of history that is more: ``"truncate"`` leaves out the oldest turns, ``"fail"`` fails the
+                turn, ``"summarise"`` has the model write a summary, which is stored and shown in their place.
+            tools: names of the tools that the model may call; the workers have to have them (``docs/tools.md``).
             retention: idle time after which it is removed; ``"policy"``: as configured; None: never.
             halts: stop behind a quarantined turn, until ``continue_session``; default: go on with the next turn.
 
@@ -164,18 +188,23 @@ class Client:
             SessionExistsError: the ID is taken; nothing was changed.
             InvalidSessionIdError, UnknownModelError, InvalidInputError: nothing was written.
         """
-        key = checked_session_id(session_id) if session_id is not None else f"session-{secrets.token_hex(8)}"
+        key = new_session_id(session_id)
         kind, seconds = retention_rule(retention)
+        first, fallbacks = self._checked_chain(self.settings.effective_default_model if model is None else model)
         new = NewSession(
             key=key,
-            model=self._checked_model(model or self.settings.effective_default_model),
+            model=first,
+            fallbacks=fallbacks,
             system_message=checked_system_message(system_message) or None,
             options=checked_options(options),
             labels=checked_labels(labels),
             context_turns=checked_context(context_turns),
+            context_tokens=checked_tokens(context_tokens),
+            overflow=checked_overflow(overflow, context_turns),
+            tools=checked_tools(tools),
             retention=kind,
             retention_seconds=seconds,
-            halts=bool(halts),
+            halts=checked_flag("halts", halts),
         )
         return Session(self, key, opening.create_session(self.connections.database, new))
 
@@ -190,19 +219,19 @@ class Client:
                 return self.resume_session(session_id)
 
     def resume_session(
-        self, session_id: str, *, model: str | None = None, system_message: str | None = None
+        self, session_id: str, *, model: str | Sequence[str] | None = None, system_message: str | None = None
     ) -> "Session":
         """Take a session up again, from any process, on any day.
 
         Args:
-            model: for turns sent from now on.
+            model: for turns sent from now on; or several, as in ``create_session``.
             system_message: for turns sent from now on; an empty one takes it away. Stored history stays as it is.
 
         Raises:
             SessionNotFoundError: it was never created, or it was deleted; nothing was created.
         """
         key = checked_session_id(session_id)
-        checked = self._checked_model(model) if model is not None else None
+        checked = self._checked_chain(model) if model is not None else None
         said = checked_system_message(system_message)
         return Session(self, key, opening.resume_session(self.connections.database, key, checked, said))
 
@@ -214,6 +243,34 @@ class Client:
         """
         key = checked_session_id(session_id)
         return Session(self, key, reading.get_session(self.connections.database, key).id)
+
+    def import_session(
+        self,
+        source: Path | str | IO[bytes],
+        session_id: str | None = None,
+        *,
+        model: str | Sequence[str] | None = None,
+    ) -> Session:
+        """Make a session out of a transcript, as ``Session.export`` writes them: all of it, or nothing.
+
+        Args:
+            source: a file, or its path.
+            session_id: its ID here, where it counts as just used; default: the one that it had.
+            model: who is asked from now on; default: as before.
+
+        Raises:
+            InvalidInputError: it is no transcript, or damaged, with the line; nothing was imported.
+            SessionExistsError: the ID is taken.
+            UnknownModelError: its model cannot be used here: name another one.
+        """
+        from inturn import transcripts  # few programs import sessions, and its models take a moment to be made
+
+        with transcripts.copied(source) as file:
+            former, found = transcripts.read(file, str(getattr(source, "name", source)))
+            key = checked_session_id(former if session_id is None else session_id)
+            asked = self._checked_chain(found.chain if model is None else model)
+            made = store_transcript(self.connections.database, key, found.asking(*asked))
+        return Session(self, key, made)
 
     def list_sessions(
         self,
@@ -235,14 +292,14 @@ class Client:
         """
         _ = self.connections
         wanted = SessionFilter(
-            prefix=storable(prefix) if prefix else None,
+            prefix=checked_text("prefix", prefix) or None,
             labels=checked_labels(labels),
-            model=storable(model) if model is not None else None,
+            model=checked_text("model", model),
             active_after=checked_moment(active_after),
             active_before=checked_moment(active_before),
             busy=busy,
         )
-        return self._list(wanted, checked_cursor(after), limit)
+        return self._list(wanted, checked_cursor(after), checked_limit("limit", limit))
 
     def _list(self, wanted: SessionFilter, after: int, limit: int | None) -> Iterator[SessionMetadata]:
         left = limit
@@ -266,7 +323,7 @@ class Client:
         return reading.last_session_key(self.connections.database)
 
     def delete_session(self, session_id: str, *, missing_ok: bool = False) -> None:
-        """Remove a session and everything in it, for good, whatever it is doing.
+        """Remove a session and everything in it, for good, whatever it is doing, also one that is held.
 
         Raises:
             SessionNotFoundError: there is none of that ID, unless ``missing_ok``.
@@ -279,7 +336,11 @@ class Client:
                 raise
 
     def hold_session(self, session_id: str) -> None:
-        """Exempt a session from retention. Raises: SessionNotFoundError."""
+        """Exempt a session from retention: cleanup never removes it; ``delete_session`` still does.
+
+        Raises:
+            SessionNotFoundError: there is none of that ID.
+        """
         opening.hold(self.connections.database, checked_session_id(session_id), held=True)
 
     def release_session(self, session_id: str) -> None:
@@ -305,79 +366,19 @@ class Client:
         """A turn by its ID, from any process. Raises: TurnNotFoundError."""
         return Turn(self, reading.get_turn(self.connections.database, *checked_turn_id(turn_id)))
 
-    def list_quarantined(self, session_id: str | None = None, *, limit: int | None = None) -> Iterator["Turn"]:
-        """Quarantined turns, newest first, page by page: their replies kill workers, or cannot be stored.
+    def _checked_chain(self, model: str | Sequence[str]) -> Chain:
+        """The model that is asked first, and those after it. Raises: UnknownModelError, InvalidInputError."""
+        if isinstance(model, str) or not isinstance(model, Sequence):
+            return self._checked_model(model), None
+        chain, most = [self._checked_model(one) for one in model], self.settings.max_attempts
+        if not chain or len(chain) > most or len(set(chain)) < len(chain):
+            raise InvalidInputError(
+                f"model is {list(model)!r:.200}: name 1 to {most} models (max_attempts), each of them once"
+            )
+        return chain[0], chain[1:]
 
-        Args:
-            session_id: of this session only.
-            limit: how many at most; default: all.
-
-        Raises:
-            SessionNotFoundError: there is no session of that ID.
-        """
-        surrogate = None
-        if session_id is not None:
-            surrogate = reading.get_session(self.connections.database, checked_session_id(session_id)).id
-        return self._quarantined(surrogate, limit)
-
-    def _quarantined(self, session: int | None, limit: int | None) -> Iterator["Turn"]:
-        left, last = limit, None
-        while left is None or left > 0:
-            size = PAGE if left is None else min(PAGE, left)
-            page: list[TurnRecord] = reading.list_quarantined(self.connections.database, session, last, size)
-            yield from (Turn(self, row) for row in page)
-            if len(page) < size:
-                return
-            last, left = page[-1], None if left is None else left - size
-
-    def why(self, waiting: str) -> Reason:
-        """What a session waits for, or a turn: a code, a sentence, and the rows behind it.
-
-        Args:
-            waiting: a session's ID (its lowest unfinished turn is looked at), or a turn's (``"17.3"``).
-
-        Raises:
-            SessionNotFoundError, TurnNotFoundError: there is none of that ID.
-        """
-        return why(self.connections, self.settings, waiting)
-
-    def list_lanes(self) -> list[LaneInfo]:
-        """The lanes: whether they are paused, how much waits and runs in each, and who serves them."""
-        return lanes.list_lanes(self.connections.database, self.settings.silent_seconds)
-
-    def pause_lane(self, lane: str) -> bool:
-        """Begin no more turns of a lane: prompts are taken as ever, and calls under way end as ever.
-
-        Returns: False, if it was paused already. Raises: InvalidInputError.
-        """
-        return lanes.pause(self.connections.database, checked_lane(lane))
-
-    def resume_lane(self, lane: str) -> bool:
-        """Let a paused lane go on, at once. Returns: False, if it was not paused. Raises: InvalidInputError."""
-        connections = self.connections
-        was_paused, ready = lanes.resume(connections.database, checked_lane(lane))
-        for session in ready:
-            connections.hints.publish(session, session.key)
-        return was_paused
-
-    def cleanup(self, *, dry_run: bool = False) -> list[Removal]:
-        """Remove now what the retention policy says; with ``dry_run``, only list it."""
-        idle = self.settings.retention_days * DAY_SECONDS
-        database, found, after = self.connections.database, list[Removal](), 0
-        if dry_run:
-            while page := retention.list_expired(database, idle, after, PAGE):
-                after = page[-1][0]
-                found += [removal for _, removal in page]
-            return found
-        while chunk := retention.remove_expired(database, idle, self.settings.cleanup_chunk):
-            found += chunk
-        return found
-
-    def list_workers(self) -> list[WorkerInfo]:
-        """The processes that have shown themselves, workers and beats; ``alive`` says whether lately."""
-        return alive_workers(self.connections.database, self.settings)
-
-    def _checked_model(self, model: str) -> str:
+    def _checked_model(self, model: object) -> str:
+        """A model that may be asked. Raises: UnknownModelError."""
         known = self.settings.available_providers
         if not isinstance(model, str):
             raise UnknownModelError(repr(model), sorted(known))

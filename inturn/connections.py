@@ -27,6 +27,7 @@ class Connections:
         self.broker = connect(broker_url(settings))
         self._app = make_app(settings, producer=True)
         self.hints = Hints(self._app)
+        self.hooks = settings.hooks()
         self.waiter = Waiter(self.database, settings, self.broker, self.hints)
 
     def close(self) -> None:

@@ -68,4 +68,6 @@ def origin_of(path: tuple[int | str, ...], layers: list[tuple[str, Mapping[str, 
 def _has(values: Any, path: tuple[int | str, ...]) -> bool:
     if not path or isinstance(values, str):
         return True  # a variable holds the whole of a nested value, as JSON
+    if isinstance(values, list):
+        return isinstance(path[0], int) and path[0] < len(values) and _has(values[path[0]], path[1:])
     return isinstance(values, Mapping) and path[0] in values and _has(values[path[0]], path[1:])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_serializer
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -18,7 +18,9 @@ PLUG_INS = "inturn.providers"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
-_KEY_IN_QUERY = re.compile(r"key|token|secret|signature|^sig$", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_MODEL = re.compile(r"[^\s/]+/\S+")
+KEY_IN_QUERY = re.compile(r"key|token|secret|signature|^sig$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,50 @@ def plug_ins() -> "EntryPoints":
     return entry_points(group=PLUG_INS)
 
 
+def checked_variable(name: str, what: str) -> str:
+    """The name of an environment variable. A secret that was put here by mistake would be shown wherever the name is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(
+            f"it is the name of an environment variable (letters, digits and _, at most 64 of them), not a {what}: put the "
+            f"{what} into a variable, and name that here"
+        )
+    return name
+
+
+class ModelSettings(BaseModel):
+    """A model of a provider: ``alias = "name"``, or a table.
+
+    Attributes:
+        name: the provider's own; empty, it is the alias.
+        context_tokens: how many it can be shown, with its reply; None where nobody said.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = ""
+    context_tokens: Count | None = None
+
+    @model_serializer
+    def _as_written(self) -> str | dict[str, Any]:
+        return self.name if self.context_tokens is None else {"name": self.name, "context_tokens": self.context_tokens}
+
+
+def _as_model(written: Any) -> Any:
+    if isinstance(written, str):
+        if not written:
+            raise ValueError("a model's name is not empty")
+        return {"name": written}
+    if isinstance(written, dict) and (unknown := sorted(map(str, written.keys() - ModelSettings.model_fields.keys()))):
+        raise ValueError(f"a model has name and context_tokens, and no {', '.join(unknown)}")
+    if not isinstance(written, dict | ModelSettings):
+        raise ValueError('a model is written as its name, or as { name = "...", context_tokens = 128000 }')
+    return written
+
+
 class ProviderSettings(BaseModel):
     """A configured endpoint that answers prompts."""
 
@@ -67,8 +113,14 @@ class ProviderSettings(BaseModel):
         default={}, description="Sent with every call; a session's own options win. Default none."
     )
     headers: dict[str, str] = Field(default={}, repr=False, description="Sent with every call. Default none.")
-    models: dict[str, Annotated[str, Field(min_length=1)]] = Field(
-        default={}, description="Other names for its models: alias = name. Default none."
+    models: dict[str, Annotated[ModelSettings, BeforeValidator(_as_model)]] = Field(
+        default={},
+        description="Other names and context sizes of its models: alias = name, or a table of both. Default none.",
+    )
+    fallbacks: list[str] = Field(
+        default=[],
+        description="What turns of sessions that name no chain of their own go on with when a model of this provider "
+        "fails: provider/model, in this order. Default none.",
     )
     deadline_seconds: Positive | None = Field(
         default=None, description="Total per call. Default attempt_deadline_seconds."
@@ -81,7 +133,8 @@ class ProviderSettings(BaseModel):
         default=None, description="Calls at once, by all workers together. Default no limit."
     )
     chat_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.2, description="Part of the limits that only chat may use. Default 0.2."
+        default=0.2,
+        description="Part of the limits that is chat's first; batch has what it leaves, but for calls at once. Default 0.2.",
     )
 
     @field_validator("type")
@@ -97,6 +150,24 @@ class ProviderSettings(BaseModel):
             )
         return type_
 
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_api_key_env(cls, name: str) -> str:
+        return checked_variable(name, "key") if name else name
+
+    @field_validator("models")
+    @classmethod
+    def _name_models(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        return {alias: one if one.name else one.model_copy(update={"name": alias}) for alias, one in models.items()}
+
+    @field_validator("fallbacks")
+    @classmethod
+    def _check_fallbacks(cls, fallbacks: list[str]) -> list[str]:
+        for model in fallbacks:
+            if not _MODEL.fullmatch(model):
+                raise ValueError(f"{model!r:.100} is no model: write provider/model, for example openai/gpt-5")
+        return fallbacks
+
     @field_validator("base_url")
     @classmethod
     def _check_base_url(cls, url: str) -> str:
@@ -105,9 +176,20 @@ class ProviderSettings(BaseModel):
             raise ValueError("a base URL starts with http:// or https:// and names a host")
         if "@" in parts.netloc:
             raise ValueError("a base URL carries no password: put the key into a variable (api_key_env)")
-        if any(_KEY_IN_QUERY.search(name) for name, _ in parse_qsl(parts.query)):
+        if any(KEY_IN_QUERY.search(name) for name, _ in parse_qsl(parts.query)):
             raise ValueError("a base URL carries no key: put it into a variable (api_key_env)")
         return url.rstrip("/")
+
+    def model_name(self, model: str) -> str:
+        """The provider's own name of a model, which may be an alias."""
+        alias = self.models.get(model)
+        return alias.name if alias else model
+
+    def context_tokens(self, model: str) -> int | None:
+        """How many tokens a model can be shown, by its alias or its name; None where nobody said."""
+        named, name = self.models.get(model), self.model_name(model)
+        sizes = (one.context_tokens for one in self.models.values() if one.name == name and one.context_tokens)
+        return (named and named.context_tokens) or next(sizes, None)
 
     def api_key(self) -> SecretStr | None:
         """The key, read from the environment now; None when there is none."""

@@ -13,19 +13,21 @@ from inturn.models.errors import InvalidInputError
 from inturn.models.states import Retention, Role, TurnState
 from inturn.models.store.chronicle import END, EventRecord
 from inturn.models.store.reading import MessageRecord, SessionRecord
+from inturn.models.tables import SUMMARY
 
 LONGEST_RETENTION = timedelta(days=365_000)
 """No calendar of a database goes back much further."""
 
 LONGEST_DELAY = timedelta(days=36_500)
 
-MessageType = Literal["system.message", "user.message", "assistant.message", "tool.message"]
+MessageType = Literal["system.message", "user.message", "assistant.message", "tool.message", "summary.message"]
 EventType = Literal[
     "session.start",
     "system.message",
     "user.message",
     "assistant.message",
     "tool.message",
+    "summary.message",
     "assistant.message_delta",
     "assistant.message_discarded",
     "session.error",
@@ -43,9 +45,27 @@ TYPES: dict[Role, MessageType] = {
 }
 
 
+def type_of(role: Role, place: int) -> MessageType:
+    return "summary.message" if place == SUMMARY else TYPES[role]
+
+
 @dataclass(frozen=True, slots=True)
 class MessageData:
+    """What was said; what does not concern a message is None.
+
+    Attributes:
+        content: the text; of a tool's message, what the tool said.
+        parts: of a prompt that was sent in parts.
+        tool_calls: what the model wanted called, each with ``id`` and ``function`` (``name``, ``arguments``: a JSON text).
+        tool_call_id: of a tool's message: which call it answers.
+        name: of a tool's message: the tool.
+    """
+
     content: str
+    parts: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +74,8 @@ class Message:
 
     Attributes:
         id: ``<session>.<turn>.<position>``, for paging; never reused.
-        type: ``user.message``, ``assistant.message`` or ``system.message``.
+        type: ``user.message``, ``assistant.message``, ``system.message``, ``tool.message``, or ``summary.message``: what
+            was said up to here, in short, for models to be shown in its place.
         data: with ``content``, the text.
         timestamp: when it was stored (UTC, timezone-aware).
         turn: the number of its turn.
@@ -70,8 +91,8 @@ class Message:
     def of(cls, row: MessageRecord) -> "Message":
         return cls(
             f"{row.session_id}.{row.turn_number}.{row.position}",
-            TYPES[row.role],
-            MessageData(row.content),
+            type_of(row.role, row.position),
+            MessageData(row.content, **row.data or {}),
             row.created_at,
             row.turn_number,
         )
@@ -85,6 +106,7 @@ class EventData:
         content: the text of a message.
         delta_content: the next piece of a reply that is being written.
         error_type, message, status_code: of ``session.error``, as in ``TurnError``; ``message`` of ``abort`` says why.
+        tool_calls, tool_call_id, name: as in ``MessageData``.
     """
 
     content: str = ""
@@ -92,6 +114,9 @@ class EventData:
     error_type: str | None = None
     message: str | None = None
     status_code: int | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +143,15 @@ class SessionEvent:
 
     @classmethod
     def message(cls, message: Message) -> "SessionEvent":
-        return cls(message.id, message.type, EventData(message.data.content), message.timestamp, message.turn)
+        data = EventData(message.data.content, tool_calls=message.data.tool_calls)
+        return cls(message.id, message.type, data, message.timestamp, message.turn)
 
     @classmethod
     def of(cls, row: EventRecord) -> "SessionEvent":
         kind: EventType
         if isinstance(row.what, Role):
-            data, kind, place = EventData(row.text), TYPES[row.what], str(row.place)
+            beside = {name: value for name, value in (row.data or {}).items() if name != "parts"}
+            data, kind, place = EventData(row.text, **beside), type_of(row.what, row.place), str(row.place)
         elif row.what is TurnState.FAILED:
             data = EventData(error_type=row.error_type, message=row.text, status_code=row.error_status)
             kind, place = "session.error", ENDED
@@ -139,7 +166,7 @@ class SessionEvent:
 
     @classmethod
     def discarded(cls, turn: int) -> "SessionEvent":
-        """All deltas of this turn so far are void: its call was broken off, and the next one begins anew."""
+        """All deltas of this turn so far are void: its call was broken off, or called tools; the next one begins anew."""
         return cls(None, "assistant.message_discarded", EventData(), datetime.now(UTC), turn)
 
 
@@ -165,11 +192,14 @@ class SessionMetadata:
     """A session without its messages.
 
     Attributes:
+        fallbacks: who is asked if the model fails; None: those that its provider's settings name.
+        overflow: ``"truncate"``, ``"fail"`` or ``"summarise"``.
+        tools: names of those that its model may call; None: none.
         turns: how many were sent, in whatever state they are.
         messages: how many are stored.
         busy: whether a turn is queued or running.
         retention: ``"policy"``, an idle time of its own, or None: never removed for being idle.
-        held: exempt from retention.
+        held: exempt from retention: cleanup never removes it.
         halts: whether it stops behind a quarantined turn.
         halted_by: the ID of the quarantined turn behind which it stands still; None: it goes on.
         cursor: goes into ``list_sessions(after=...)`` to go on behind this one.
@@ -177,10 +207,14 @@ class SessionMetadata:
 
     session_id: str
     model: str
+    fallbacks: list[str] | None
     system_message: str | None
     options: dict[str, Any] = field(repr=False)
     labels: dict[str, Any]
     context_turns: int | None
+    context_tokens: int | None
+    overflow: str
+    tools: list[str] | None
     retention: timedelta | Literal["policy"] | None
     held: bool
     halts: bool
@@ -197,10 +231,14 @@ class SessionMetadata:
         return cls(
             session_id=row.key,
             model=row.model,
+            fallbacks=row.fallbacks,
             system_message=row.system_message,
             options=dict(row.options),
             labels=dict(row.labels),
             context_turns=row.context_turns,
+            context_tokens=row.context_tokens,
+            overflow=str(row.overflow),
+            tools=row.tools,
             retention=retention_of(row),
             held=row.held,
             halts=row.halts,
@@ -253,6 +291,11 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def checked_moment(moment: datetime | None) -> datetime | None:
     """Raises: InvalidInputError."""
+    if moment is not None and not isinstance(moment, datetime):
+        raise InvalidInputError(
+            f"{moment!r:.100} is no moment: use a datetime with its timezone, for example datetime.now(UTC) - "
+            "timedelta(days=7)"
+        )
     if moment is not None and moment.tzinfo is None:
         raise InvalidInputError(f"{moment.isoformat()} has no timezone, so it names no moment: use moment.astimezone()")
     return moment
@@ -277,16 +320,25 @@ def checked_cursor(cursor: str | None) -> int:
     """Raises: InvalidInputError."""
     if cursor is None:
         return 0
-    if not (cursor.isdecimal() and len(cursor) < 19):
+    if not (isinstance(cursor, str) and cursor.isdecimal() and len(cursor) < 19):
         raise InvalidInputError(f"{cursor!r:.100} is no cursor: use the `cursor` of the last session seen")
     return int(cursor)
+
+
+def checked_limit(name: str, limit: int | None) -> int | None:
+    """How many at most. Raises: InvalidInputError."""
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise InvalidInputError(
+            f"{name} is {limit!r:.50}: it is a number from 0" + ", or None: all" * (name == "limit")
+        )
+    return limit
 
 
 def checked_event_id(event_id: str | None, session_id: int) -> tuple[int, int] | None:
     """Turn and place. Raises: InvalidInputError."""
     if event_id is None:
         return None
-    name, _, place = event_id.rpartition(".")
+    name, _, place = str(event_id).rpartition(".")
     try:
         turn, position = checked_message_id(f"{name}.0" if place == ENDED else event_id, session_id)
     except InvalidInputError:
@@ -298,7 +350,7 @@ def checked_message_id(message_id: str | None, session_id: int) -> tuple[int, in
     """Turn and position. Raises: InvalidInputError."""
     if message_id is None:
         return 0, 0
-    parts = message_id.split(".")
+    parts = str(message_id).split(".")
     if (
         len(parts) != 3
         or not all(part.isdecimal() and len(part) < 10 for part in parts[1:])

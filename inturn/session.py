@@ -8,13 +8,16 @@ from typing import Any, Literal, Self
 
 from inturn.connections import Connected, Connections
 from inturn.listening import Delivery, Handler, Listener
+from inturn.models.content import checked_session_id, new_session_id
 from inturn.models.errors import ClosedError, InvalidInputError, SessionNotFoundError
 from inturn.models.states import TurnState
-from inturn.models.store import chronicle, reading
+from inturn.models.store import chronicle, forking, reading
 from inturn.models.store.reading import SessionRecord
 from inturn.models.store.sending import WhenBusy
-from inturn.records import Message, SessionEvent, SessionMetadata, checked_event_id, checked_message_id
-from inturn.turn import Timeout, Turn, send
+from inturn.models.store.transcripts import transcript
+from inturn.records import Message, SessionEvent, SessionMetadata, checked_event_id, checked_limit, checked_message_id
+from inturn.turn import Content, Timeout, Turn, send
+from inturn.waiting import in_seconds
 
 PAGE = 100
 SendLane = Literal["chat", "batch"]
@@ -43,7 +46,7 @@ class Session:
 
     def send(
         self,
-        prompt: str,
+        prompt: Content,
         *,
         idempotency_key: str | None = None,
         when_busy: WhenBusy = "enqueue",
@@ -55,6 +58,8 @@ class Session:
         """Store a prompt to be answered after all earlier ones. Returned means stored: no reply exists yet.
 
         Args:
+            prompt: a text; or parts, as OpenAI writes them, where the model takes more than text: ``[{"type": "text",
+                "text": "What is this?"}, inturn.image("photo.png")]``.
             idempotency_key: sending again with the same key and prompt gives the same turn back.
             when_busy: with unfinished turns before it, ``"enqueue"`` waits, ``"reject"`` stores nothing, ``"interrupt"``
                 cancels them and is next, ``"coalesce"`` joins the prompts that wait (not the one that runs) and this one
@@ -66,7 +71,7 @@ class Session:
                 has the turn's ID, and by ``on``.
 
         Raises:
-            InvalidPromptError: empty, or larger than 256 KiB, by itself or joined; nothing was stored.
+            InvalidPromptError: empty, or larger than 256 KiB (with images 4 MiB), by itself or joined; nothing was stored.
             InvalidInputError: another argument is refused; nothing was stored.
             SessionNotFoundError: the session was deleted.
             SessionBusyError, IdempotencyConflictError: nothing was stored.
@@ -87,7 +92,7 @@ class Session:
 
     def send_and_wait(
         self,
-        prompt: str,
+        prompt: Content,
         *,
         timeout: Timeout = 60.0,
         idempotency_key: str | None = None,
@@ -100,6 +105,7 @@ class Session:
 
         ``timeout`` runs from now, also when ``not_before`` puts the turn off.
         """
+        seconds = in_seconds(timeout)  # refused before anything is stored
         turn = self.send(
             prompt,
             idempotency_key=idempotency_key,
@@ -108,11 +114,11 @@ class Session:
             lane=lane,
             options=options,
         )
-        return turn.wait(timeout)
+        return turn.wait(seconds)
 
     def stream(
         self,
-        prompt: str,
+        prompt: Content,
         *,
         timeout: Timeout = None,
         idempotency_key: str | None = None,
@@ -124,6 +130,7 @@ class Session:
         """Send, and hear the reply while it is written; see ``send`` and ``Turn.stream`` for what comes and what they raise.
         It is sent at once, also if nobody looks at what comes. For the turn's handle, ``send(..., stream=True)``.
         """
+        seconds = in_seconds(timeout)
         turn = self.send(
             prompt,
             idempotency_key=idempotency_key,
@@ -133,7 +140,7 @@ class Session:
             options=options,
             stream=True,
         )
-        return turn.stream(timeout)
+        return turn.stream(seconds)
 
     def on(self, handler: Handler) -> Callable[[], None]:
         """Have a function called with every event of the session from now on, whichever client causes it: prompts, replies
@@ -160,7 +167,7 @@ class Session:
         Raises:
             SessionNotFoundError: the session was deleted.
         """
-        listener = self._listener(last)
+        listener = self._listener(checked_limit("last", last) or 0)
         return self._tail(listener, follow)
 
     def _tail(self, listener: Listener, follow: bool) -> Iterator[SessionEvent]:
@@ -179,7 +186,7 @@ class Session:
             after: the ``id`` of the last event seen.
             limit: how many at most; default: all.
         """
-        place = checked_event_id(after, self._surrogate)
+        place, limit = checked_event_id(after, self._surrogate), checked_limit("limit", limit)
         start = [] if place else [SessionEvent.start(self._row())]
         events = itertools.chain(start, self._events(place or (0, 0)))
         return itertools.islice(events, limit)
@@ -190,14 +197,14 @@ class Session:
             yield from map(SessionEvent.of, page)
 
     def get_messages(self, *, after: str | None = None, limit: int | None = None) -> Iterator[Message]:
-        """The history in order, page by page: system, user and assistant messages.
+        """The history in order, page by page: system, user, assistant and tool messages, and summaries.
 
         Args:
             after: the ``id`` of the last message seen.
             limit: how many at most; default: all.
         """
         _ = self._connections
-        return self._pages(checked_message_id(after, self._surrogate), limit)
+        return self._pages(checked_message_id(after, self._surrogate), checked_limit("limit", limit))
 
     def _pages(self, after: tuple[int, int], limit: int | None) -> Iterator[Message]:
         left = limit
@@ -211,7 +218,7 @@ class Session:
 
     def get_turns(self, *, state: TurnState | str | None = None) -> Iterator[Turn]:
         """The session's turns by number, page by page."""
-        if state is not None and state not in set(TurnState):
+        if state is not None and state not in list(TurnState):
             raise InvalidInputError(f"{state!r:.100} is no state of a turn: there are {', '.join(TurnState)}")
         _ = self._connections
         return self._turns(None if state is None else TurnState(state))
@@ -231,6 +238,55 @@ class Session:
         if row.id != self._surrogate:
             raise SessionNotFoundError(self.session_id)
         return row
+
+    def fork(self, session_id: str | None = None, *, to_turn: int | None = None) -> "Session":
+        """Make a session that begins with this one's history and settings, and goes on by itself: what is said later in
+        either is not seen in the other. Calls are not copied, since what they cost was spent once; nor is a hold.
+
+        Args:
+            session_id: its ID; default: a new unique one.
+            to_turn: the number of the last turn that they share; 0: none; default: all that are finished, up to the first
+                one that is not.
+
+        Raises:
+            SessionExistsError: the ID is taken.
+            UnfinishedTurnsError: ``to_turn``, or a turn before it, is not finished.
+            InvalidInputError: there is no such turn, or that is no ID.
+            SessionNotFoundError: this session was deleted.
+        """
+        key, last = new_session_id(session_id), checked_limit("to_turn", to_turn)
+        made = forking.fork(self._connections.database, self._surrogate, self.session_id, key, last)
+        return Session(self._client, key, made)
+
+    def export(self, form: Literal["jsonl", "json", "md"] = "jsonl") -> Iterator[bytes]:
+        """The session as a file, piece by piece: ``file.writelines(session.export())``. Turns from the first one on that
+        is not finished are left out.
+
+        Args:
+            form: ``"jsonl"`` or ``"json"``, which ``client.import_session`` takes; or ``"md"``, for people.
+
+        Raises:
+            InvalidInputError: there is no such form.
+            SessionNotFoundError: the session was deleted; also in the middle.
+        """
+        from inturn import transcripts  # few programs export, and its models take a moment to be made
+
+        writer = transcripts.writer(form)
+        return writer(self.session_id, transcript(self._connections.database, self._surrogate, self.session_id))
+
+    def rename(self, session_id: str) -> None:
+        """Put the session under another ID. Handles that others have under the old one find no session any more; IDs of
+        turns stay as they are.
+
+        Raises:
+            SessionExistsError: the ID is taken.
+            UnfinishedTurnsError: a turn is not finished: a provider may know its calls by the old ID.
+            InvalidSessionIdError: that is no ID.
+            SessionNotFoundError: the session was deleted.
+        """
+        key = checked_session_id(session_id)
+        forking.rename(self._connections.database, self._surrogate, self.session_id, key)
+        self.session_id = key
 
     def disconnect(self) -> None:
         """Let go of the session: everything is kept, turns go on, and handlers hear no more. Twice is harmless."""

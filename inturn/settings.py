@@ -11,18 +11,23 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import platformdirs
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from inturn.budget_settings import BudgetSettings
 from inturn.models.errors import SettingsError
 from inturn.origins import ENVIRONMENT_PREFIX, PROJECT_FILE, layers_of, origin_of, read_toml, user_file
 from inturn.provider_settings import VENDORS, Positive, Vendor
 from inturn.provider_settings import ProviderSettings as ProviderSettings  # who reads settings finds them all here
+from inturn.webhook_settings import WebhookSettings, checked_names
+
+if TYPE_CHECKING:
+    from inturn.models.store.webhooks import Hook
 
 MASK = "***"
 
@@ -74,6 +79,8 @@ class Settings(BaseSettings):
         "anthropic/claude-sonnet-4-5 with ANTHROPIC_API_KEY, else echo/echo.",
     )
     providers: dict[str, ProviderSettings] = Field({}, description="Configured providers by name. Default none.")
+    budgets: list[BudgetSettings] = Field([], description="What may be spent, and by whom. Default no limit.")
+    webhooks: list[WebhookSettings] = Field([], description="Who is told of ends of batches and turns. Default nobody.")
 
     lease_seconds: Positive = Field(20, description="How long a session is held without heartbeat. Default 20.")
     heartbeat_seconds: Positive = Field(5, description="How often a worker renews its leases. Default 5.")
@@ -100,6 +107,9 @@ class Settings(BaseSettings):
     )
     retry_base_seconds: Positive = Field(1, description="Wait before the first retry; doubles. Default 1.")
     retry_cap_seconds: Positive = Field(60, description="Longest wait before a retry. Default 60.")
+    tool_modules: list[str] = Field([], description="Modules whose tools the workers have. Default none.")
+    tool_deadline_seconds: Positive = Field(30, description="Total time of one call of a tool. Default 30.")
+    max_tool_rounds: Count = Field(10, description="How often a turn's model may have tools called. Default 10.")
     ledger_gap_seconds: Positive = Field(
         0.05, description="Shortest time between two commits; less where calls are quick. Default 0.05."
     )
@@ -117,8 +127,8 @@ class Settings(BaseSettings):
             super().__init__(**flags)
         except ValidationError as error:
             raise SettingsError("\n".join(_sentence(detail, layers) for detail in error.errors())) from None
-        except SourceError:
-            raise SettingsError(_not_json()) from None
+        except SourceError as error:
+            raise SettingsError(_not_json(str(error))) from None
         self._origins = {name: origin_of((name,), layers) for name in type(self).model_fields}
         for refusal in self._contradictions():
             raise SettingsError(refusal)
@@ -195,6 +205,16 @@ class Settings(BaseSettings):
             if provider.type in VENDORS and not provider.base_url and name != provider.type:
                 raise ValueError(f'provider {name!r} has no base_url: say where it is (or set its type to "echo")')
         return providers
+
+    @field_validator("webhooks")
+    @classmethod
+    def _check_webhooks(cls, webhooks: list[WebhookSettings]) -> list[WebhookSettings]:
+        checked_names(webhooks)
+        return webhooks
+
+    def hooks(self) -> "list[Hook]":
+        """The webhooks, as the store knows them."""
+        return [webhook.hook() for webhook in self.webhooks]
 
     @property
     def effective_database_url(self) -> str:
@@ -339,20 +359,29 @@ def _sentence(detail: ErrorDetails, layers: list[tuple[str, Mapping[str, Any]]])
     path = detail["loc"]
     name, origin = ".".join(map(str, path)), origin_of(path, layers)
     if detail["type"] == "extra_forbidden":
-        fields = (Settings if len(path) == 1 else ProviderSettings).model_fields
+        tables: dict[str, type[BaseModel]] = {"budgets": BudgetSettings, "webhooks": WebhookSettings}
+        within = tables.get(str(path[0]), ProviderSettings)
+        fields = (Settings if len(path) == 1 else within).model_fields
         near = difflib.get_close_matches(str(path[-1]), list(fields), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
         return f"unknown setting {name} ({origin}): {hint}"
+    if detail["type"] == "missing":
+        return f"{name} is missing ({origin_of(path[:-1], layers)}), and has no default: add it"
     reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     value = "{...}" if isinstance(detail["input"], Mapping) else masked_url(str(detail["input"]))
-    if "headers" in path or (path[-1:] == ("base_url",) and ("@" in value or "?" in value)):
+    if (
+        "headers" in path
+        or path[-1] in ("api_key_env", "secret_env")
+        or (path[-1] in ("base_url", "url") and ("@" in value or "?" in value))
+    ):
         value = MASK
     return (
         f"{name} is {value!r:.200} ({origin}), which is refused: {reason}. Correct it, or take it out for the default"
     )
 
 
-def _not_json() -> str:
-    return (
-        f"{ENVIRONMENT_PREFIX}PROVIDERS is not valid JSON: write an object of providers by name, or use {PROJECT_FILE}"
-    )
+def _not_json(complaint: str) -> str:
+    lists = (name for name in ("budgets", "webhooks") if f'"{name}"' in complaint)
+    name = next(lists, "providers")
+    what = "an object of providers by name" if name == "providers" else f"a list of {name}"
+    return f"{ENVIRONMENT_PREFIX}{name.upper()} is not valid JSON: write {what}, or use {PROJECT_FILE}"

@@ -2,18 +2,18 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar, get_args
 
 from inturn.connections import Connected
-from inturn.listening import rest, told
-from inturn.models.content import checked_lane, checked_prompt, storable
+from inturn.listening import gone_round, is_anew, rest, told
+from inturn.models.content import checked_content, checked_lane, storable
 from inturn.models.errors import InvalidInputError, SendTimeoutError, TurnCancelledError, TurnFailedError
 from inturn.models.failpoints import reached
 from inturn.models.states import FINAL, Lane, TurnState
-from inturn.models.store import reading, sending
-from inturn.models.store.reading import TurnRecord
+from inturn.models.store import chronicle, reading, sending
+from inturn.models.store.reading import Attempt, TurnRecord
 from inturn.models.store.sending import WhenBusy
 from inturn.records import Message, SessionEvent, TurnError, checked_not_before, checked_options, turn_id
 from inturn.waiting import in_seconds
@@ -22,13 +22,15 @@ from inturn.workers.live import Transcript
 
 Choice = TypeVar("Choice", bound=str)
 Timeout = float | timedelta | None
+Content = str | Sequence[Mapping[str, Any]]
+"""A prompt: a text, or parts as OpenAI writes them (``text``, ``image_url``; ``inturn.image`` makes one of an image)."""
 
 
 def send(
     client: Connected,
     session_id: str,
     surrogate: int,
-    prompt: str,
+    prompt: Content,
     *,
     idempotency_key: str | None = None,
     when_busy: WhenBusy = "enqueue",
@@ -40,10 +42,12 @@ def send(
 ) -> "Turn":
     """Store a prompt, and tell a worker; see ``Session.send``."""
     connections = client.connections
+    text, data = checked_content(prompt)
     sent = sending.send(
         connections.database,
         session_id,
-        checked_prompt(prompt),
+        text,
+        data=data,
         session_id=surrogate,
         idempotency_key=checked_key(idempotency_key),
         when_busy=checked_choice("when_busy", when_busy, get_args(WhenBusy)),
@@ -61,12 +65,10 @@ def send(
     return Turn(client, sent.turn)
 
 
-class Turn:
-    """A handle on a turn, with what was known of it when it was last looked at (``refresh``)."""
+class TurnView:
+    """What was known of a turn when it was last looked at: what its handles show, for threads and for asyncio."""
 
-    def __init__(self, client: Connected, row: TurnRecord) -> None:
-        self._client = client
-        self._row = row
+    _row: TurnRecord
 
     def __repr__(self) -> str:
         return f"<Turn {self.id} {self.state}>"
@@ -94,8 +96,19 @@ class Turn:
         return self._row.prompt
 
     @property
+    def parts(self) -> list[dict[str, Any]] | None:
+        """The prompt in parts, if it was sent so: with images, for example. None: it is a text."""
+        return (self._row.prompt_data or {}).get("parts")
+
+    @property
     def model(self) -> str:
+        """The model that is asked next; in the end, the one that answered, or failed last."""
         return self._row.model
+
+    @property
+    def fallbacks(self) -> list[str] | None:
+        """The models that are asked if ``model`` fails; None: those that its provider's settings name."""
+        return self._row.fallbacks
 
     @property
     def attempts(self) -> int:
@@ -129,6 +142,20 @@ class Turn:
         return self._row.partial
 
     @property
+    def input_tokens(self) -> int | None:
+        """Of all its attempts together, as are ``output_tokens`` and ``price``; None: nobody knows of any."""
+        return self._row.input_tokens
+
+    @property
+    def output_tokens(self) -> int | None:
+        return self._row.output_tokens
+
+    @property
+    def price(self) -> float | None:
+        """In US dollars; None: nothing was priced."""
+        return self._row.price
+
+    @property
     def created_at(self) -> datetime:
         return self._row.created_at
 
@@ -147,6 +174,18 @@ class Turn:
         if row.error_message is None:
             return None
         return TurnError(row.error_type, row.error_message, row.error_status, row.error_retryable)
+
+
+class Turn(TurnView):
+    """A handle on a turn, with what was known of it when it was last looked at (``refresh``)."""
+
+    def __init__(self, client: Connected, row: TurnRecord) -> None:
+        self._client = client
+        self._row = row
+
+    def get_attempts(self) -> list[Attempt]:
+        """The calls to models that were made for it, in order: who was asked, what came of it, and what it cost."""
+        return reading.list_attempts(self._client.connections.database, self._row.session_id, self._row.number)
 
     def refresh(self) -> Self:
         """Look again. Raises: TurnNotFoundError when its session was deleted."""
@@ -171,6 +210,16 @@ class Turn:
             raise SendTimeoutError(self, seconds or 0.0)
         return self._answer(answered_in)
 
+    def get_reply(self) -> Message | None:
+        """The reply, if it is stored already; waits for nothing. Of a joined turn, it is to be had from where it went.
+
+        Raises:
+            TurnNotFoundError: its session was deleted.
+        """
+        with self._client.connections.database.reading() as db:
+            self._row, reply = reading.find_answer(db, self._row.session_id, self._row.number)
+        return None if reply is None else Message.of(reply)
+
     def _answer(self, answered_in: int) -> Message:
         """What came of it, now that this turn is final. Raises: TurnFailedError, TurnCancelledError."""
         session = self._row.session_id
@@ -190,9 +239,9 @@ class Turn:
         """The reply while it is written: pieces (``assistant.message_delta``), then the whole (``assistant.message``). Who
         comes late gets what was missed first, and who comes after the end, all of it.
 
-        When a call is broken off in the middle and made again, ``assistant.message_discarded`` says that all pieces so far
-        are void. The pieces since the last of those are together what the whole says. A turn that was not sent with
-        ``stream`` comes in one piece.
+        When a call is broken off in the middle and made again,
+        ``assistant.message_discarded`` says that all pieces so far are void. The pieces since the last of those are
+        together what the whole says. A turn that was not sent with ``stream`` comes in one piece.
 
         Args:
             timeout: for the whole reply, from now: seconds, or a timedelta; None waits for as long as it takes.
@@ -206,22 +255,27 @@ class Turn:
         return self._stream(seconds, math.inf if seconds is None else time.monotonic() + seconds)
 
     def _stream(self, seconds: float | None, deadline: float) -> Iterator[SessionEvent]:
-        transcript, is_final = Transcript(self._row.number), False
+        transcript, is_final, steps = Transcript(self._row.number), False, Steps(self._client, self._row.session_id)
         waiter = self._client.connections.waiter
         for entries, found in waiter.follow(self._row.session_id, self._row.number, deadline):
             if found is not None:
                 is_final = found.state in FINAL
                 if found.number != transcript.turn or found.state is TurnState.QUEUED:
+                    yield from steps.news(transcript)
                     if not transcript.is_empty:  # its call was broken off
                         yield SessionEvent.discarded(transcript.turn)
                     attempt = transcript.attempt if found.number == transcript.turn else 0
                     transcript = Transcript(found.number)
                     transcript.begin_anew(attempt)
             for entry in entries:
+                if is_anew(transcript, entry):
+                    yield from steps.news(transcript)
                 yield from told(transcript, entry)
         if not is_final:
             raise SendTimeoutError(self, seconds or 0.0)
         message = self._answer(transcript.turn)
+        if self._row.attempts > 1:
+            yield from steps.news(transcript)
         yield from rest(transcript, message.data.content)
         yield SessionEvent.message(message)
 
@@ -259,9 +313,25 @@ class Turn:
             )
         row = self._row
         return send(
-            self._client, row.key, row.session_id, row.prompt,
+            self._client, row.key, row.session_id, self.parts or row.prompt,
             retry_of=row.number, options=row.options, lane=row.lane, stream=row.streams,
         )  # fmt: skip
+
+
+class Steps:
+    """The calls of tools in one session's turns, and what they gave, each told once."""
+
+    def __init__(self, client: Connected, session_id: int) -> None:
+        self._client, self._session_id = client, session_id
+        self._known = (0, 0)
+
+    def news(self, transcript: Transcript) -> Iterator[SessionEvent]:
+        """What was stored since, of the turn that this is the transcript of."""
+        with self._client.connections.database.reading() as db:
+            found = chronicle.steps(db, self._session_id, transcript.turn, self._known)
+        if found:
+            self._known = (transcript.turn, found[-1].place)
+            yield from gone_round(transcript, found)
 
 
 def checked_key(key: object) -> str | None:

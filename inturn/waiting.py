@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import TIMEOUT_MAX, Condition, Lock
+from typing import TypeVar
 
 import redis
 
 from inturn.ears import Ear
 from inturn.models.database import Database
-from inturn.models.errors import ClosedError, NoWorkerError, TurnNotFoundError
+from inturn.models.errors import ClosedError, InvalidInputError, NoWorkerError, TurnNotFoundError
 from inturn.models.states import FINAL, ProcessKind
 from inturn.models.store import presence, reading
 from inturn.models.store.reading import Outcome
@@ -26,13 +27,27 @@ from inturn.workers.stack import StackUse
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LOOK_FOR_WORKERS_SECONDS = 2.0
+WATCH_SECONDS = 0.25
+WATCH_SHARE, LONGEST_WATCH_SECONDS = 10, 30.0
+"""Between two looks at a large batch passes as many times what one of them takes, up to the longest; a machine that is busy
+makes minutes of a look at a million lines.
+"""
 NOBODY_SECONDS = 10.0
 """A worker that is being started is there in less, also on a busy machine."""
 
 
 def in_seconds(timeout: float | timedelta | None) -> float | None:
-    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    """Raises: InvalidInputError: it is no length of time."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if seconds is None or (isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0):
+        return seconds
+    raise InvalidInputError(
+        f"timeout is {timeout!r:.100}: it is a number of seconds from 0, a timedelta, or None, which waits for as long as "
+        "it takes"
+    )
 
 
 def alive_workers(database: Database, settings: Settings) -> list[presence.WorkerInfo]:
@@ -50,6 +65,7 @@ class Waiter:
         self._served = False
         self._starting = Lock()
         self._closed = False
+        self._looked_at, self._known = -math.inf, list[presence.WorkerInfo]()
         self._waits = 0
         self._one_left = Condition()
 
@@ -64,10 +80,36 @@ class Waiter:
             TurnNotFoundError: its session was deleted.
             ClosedError: the client was stopped meanwhile.
         """
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        looks = self.looks(session_id, number, math.inf if timeout is None else time.monotonic() + timeout)
+        with self.counted():
+            for found, _ in looks:
+                return found.number if found.state in FINAL else self._await(session_id, looks)
+        return None
+
+    def looks(self, session_id: int, number: int, deadline: float) -> Iterator[tuple[Outcome, float]]:
+        """Look at a turn whenever the next look is asked for. Who waits in between is somebody else: a thread, or the
+        asyncio face, which has many who wait and few threads. Ends when the deadline has passed and the turn is not final.
+
+        Yields:
+            Where the turn stands, or the one that it is joined into, and how many seconds are left.
+
+        Raises:
+            As ``until_final`` does.
+        """
         with self.counted():
             found = self._outcome(session_id, number)
-            return found.number if found.state in FINAL else self._await(session_id, found.number, deadline)
+            if found.state not in FINAL:
+                self.hold_stack(deadline)
+        nobody = self._nobody()
+        while True:
+            yield found, deadline - time.monotonic()
+            with self.counted():
+                found = self._outcome(session_id, found.number)
+                if found.state not in FINAL:
+                    if time.monotonic() >= deadline:
+                        nobody.check_at_the_end()
+                        return
+                    nobody.check()
 
     def follow(self, session_id: int, number: int, deadline: float) -> Iterator[tuple[list[Entry], Outcome | None]]:
         """Look at a turn again and again, until it is final or the deadline has passed (by the monotonic clock).
@@ -88,11 +130,11 @@ class Waiter:
             while True:
                 with self.counted():
                     entries = ear.entries()
-                yield entries, found
-                if found is not None:
-                    number = found.number
-                    if found.state in FINAL:
-                        return
+                is_final = found is not None and found.state in FINAL
+                yield entries if is_final else [*entries, *ear.pause()], found
+                if is_final:
+                    return
+                number = number if found is None else found.number
                 with self.counted():
                     left = deadline - time.monotonic()
                     if left <= 0:
@@ -101,25 +143,56 @@ class Waiter:
                     nobody.check()
                     found = self._outcome(session_id, number) if ear.wait(left) else None
 
-    def _nobody(self) -> "Nobody":
-        return Nobody(lambda: alive_workers(self._database, self._settings), starter(self._settings))
+    def watch(self, look: Callable[[], tuple[T, bool]], deadline: float) -> Iterator[tuple[T, float]]:
+        """Look at something that workers work on, again and again: seldom, where a look takes long. Who waits in between is
+        somebody else, as in ``looks``.
 
-    def _await(self, session_id: int, number: int, deadline: float) -> int | None:
-        self.hold_stack(deadline)
+        Args:
+            look: what there is to see, and whether nothing more will come.
+
+        Yields:
+            What was seen, and for how many seconds to wait then; at last when nothing more will come, or when the deadline
+            has passed.
+
+        Raises:
+            NoWorkerError: nobody is alive to work on it.
+            ClosedError: the client was stopped meanwhile.
+        """
         nobody = self._nobody()
-        with Bell(self._broker, replies(session_id)) as bell:
-            while not self._closed:
-                found = self._outcome(session_id, number)
-                number = found.number
-                if found.state in FINAL:
-                    return number
-                left = deadline - time.monotonic()
+        while True:
+            began = time.monotonic()
+            with self.counted():
+                found, is_over = look()
+            now = time.monotonic()
+            left = 0.0 if is_over else deadline - now
+            pause = min(max(WATCH_SECONDS, (now - began) * WATCH_SHARE), LONGEST_WATCH_SECONDS)
+            yield found, max(0.0, min(left, pause))
+            if is_over:
+                return
+            with self.counted():
+                self.hold_stack(deadline)
                 if left <= 0:
                     nobody.check_at_the_end()
-                    return None
+                    return
                 nobody.check()
+
+    def _nobody(self) -> "Nobody":
+        return Nobody(self._processes, starter(self._settings))
+
+    def _processes(self) -> list[presence.WorkerInfo]:
+        """As of a moment ago: of a thousand who wait at once, one looks."""
+        now = time.monotonic()
+        if now - self._looked_at > LOOK_FOR_WORKERS_SECONDS / 4:
+            self._known, self._looked_at = alive_workers(self._database, self._settings), now
+        return self._known
+
+    def _await(self, session_id: int, looks: Iterator[tuple[Outcome, float]]) -> int | None:
+        with Bell(self._broker, replies(session_id)) as bell:
+            for found, left in looks:
+                if found.state in FINAL:
+                    return found.number
                 bell.wait(left)
-        raise stopped()
+        return None
 
     @contextmanager
     def counted(self) -> Iterator[None]:

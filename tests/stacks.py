@@ -46,7 +46,7 @@ try:
     Supervisor(
         Settings.load(
             shutdown_grace_seconds=options.pop("grace", 5), attempt_deadline_seconds=0.5,
-            broker_url=options.pop("broker_url", None),
+            broker_url=options.pop("broker_url", None), tool_modules=options.pop("tool_modules", None),
         ),
         prepare=prepare, is_ready=is_ready, report=lambda line: print(line, flush=True), commands=commands, **options,
     ).run()
@@ -74,6 +74,9 @@ def stop(*_):
 
 if mode == "failing":
     sys.exit("no such luck")
+if mode == "refusing" or mode == "fickle" and (home / "worker.pid").exists():
+    print("[2026-11-29 03:42:34,275: CRITICAL/MainProcess] its sleeves are too long", flush=True)
+    sys.exit(2)
 signal.signal(signal.SIGTERM, stop)
 (home / f"{name}.new").write_text(str(os.getpid()))
 (home / f"{name}.new").rename(home / f"{name}.pid")

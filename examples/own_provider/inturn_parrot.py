@@ -1,14 +1,14 @@
-"""A provider of one's own: it says what it heard, softly or loudly.
+"""A provider of one's own: it says what it heard, softly or loudly, and calls every tool whose name it hears.
 
-What is worth copying: it is built from its name and its settings, it tells a reply while it makes it, and whatever goes
-wrong leaves it as a ``ProviderError`` of one of three kinds. The deadline, the cap on a reply's size, text that no
-database takes, and trying again are inturn's affair.
+What is worth copying: it is built from its name and its settings, it tells a reply while it makes it, it calls only the
+tools that it was offered, and whatever goes wrong leaves it as a ``ProviderError`` of one of three kinds. The deadline,
+the cap on a reply's size, text that no database takes, running tools, and trying again are inturn's affair.
 """
 
 import re
 from collections.abc import Callable
 
-from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, ProviderError, Reply
+from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, ProviderError, Reply, ToolCall
 
 VOICES: dict[str, Callable[[str], str]] = {"soft": str.lower, "loud": str.upper}
 
@@ -31,7 +31,15 @@ class Parrot:
             # "permanent": the same again would fail again. "safe": nothing was done. "ambiguous": something may have been.
             message = f"{self._name}/{prompt.model} has no voice {voice!r:.50}: take one of {', '.join(VOICES)}"
             raise ProviderError("permanent", "invalid_request", message)
-        content = VOICES[voice](str(prompt.messages[-1]["content"]))
+        latest = prompt.messages[-1]
+        heard = latest["content"]
+        if not isinstance(heard, str):  # parts, as OpenAI writes them: what is no text is not for parrots
+            heard = "".join(part.get("text", "") for part in heard)
+        called = [tool.name for tool in prompt.tools if latest["role"] == "user" and tool.name in heard.split()]
+        if called:  # what they say comes in the next prompt, in messages of role "tool"
+            calls = [ToolCall(f"{prompt.key}-{number}", name, "{}") for number, name in enumerate(called)]
+            return Reply("", tool_calls=tuple(calls))
+        content = VOICES[voice](heard)
         if on_delta is not None:  # somebody reads along
             for word in re.findall(r"\S+\s*|\s+", content):
                 on_delta(word)

@@ -30,15 +30,22 @@ COMMANDS: dict[str, Door] = {
     "chat": Door("Talk", "inturn.cli.chat:chat", "Hold a conversation in the terminal."),
     "send": Door("Talk", "inturn.cli.send:send", "Send one prompt to a session."),
     "session": Door(
-        "Talk", "inturn.cli.session:session", "Create, list, show, tail, continue, delete, hold and release sessions."
+        "Talk",
+        "inturn.cli.session:session",
+        "Create, list, show, fork, rename, export, import, hold and delete sessions.",
     ),
     "turn": Door("Talk", "inturn.cli.turn:turn", "List, show, cancel and retry turns."),
+    "batch": Door(
+        "Talk", "inturn.cli.batch:batch", "Submit, run, list, watch, cancel and retry batches, and get their results."
+    ),
     "why": Door("Talk", "inturn.cli.why:why", "Say what a session or a turn waits for."),
     "up": Door("Run", "inturn.cli.up:up", "Run broker, worker and beat together, with nothing set up."),
     "worker": Door("Run", "inturn.cli.worker:worker", "Run a worker, which answers turns."),
     "beat": Door("Run", "inturn.cli.beat:beat", "Run the timetable: sweep and cleanup."),
     "lane": Door("Look after", "inturn.cli.lane:lane", "List, pause and resume lanes."),
     "cleanup": Door("Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over."),
+    "usage": Door("Look after", "inturn.cli.usage:usage", "Say what was used, what it cost, and how budgets stand."),
+    "webhook": Door("Look after", "inturn.cli.webhook:webhook", "List, test and redeliver webhooks."),
     "config": Door("Look after", "inturn.cli.config:config", "Show every setting and where it comes from."),
     "db": Door("Look after", "inturn.cli.db:db", "Upgrade, check, back up, restore and copy the database."),
     "doctor": Door("Look after", "inturn.cli.doctor:doctor", "Say what works, what does not, and how to mend it."),
@@ -82,8 +89,8 @@ def cli() -> None:
     Start with `inturn chat`: it needs no server, no key and no configuration. The options may stand behind the command,
     too.
 
-    Exit codes: 0 ok, 1 failure, 2 usage, 4 not found, 69 database, broker or provider unreachable, 124 wait timed out,
-    130 interrupted. With --json, every line on stdout is one JSON object.
+    Exit codes: 0 ok, 1 failure, 2 usage, 3 lines of a batch failed, 4 not found, 69 database, broker or provider
+    unreachable, 124 wait timed out, 130 interrupted. With --json, every line on stdout is one JSON object.
     """  # noqa: D403 (its name is written small)
 
 

@@ -9,7 +9,9 @@ import click
 from inturn.cli import render
 from inturn.cli.hearing import hear
 from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.patience import waiting_for
 from inturn.cli.session import remark_if_halted
+from inturn.cli.values import models
 from inturn.models.errors import InvalidPromptError, TurnCancelledError, TurnFailedError
 
 if TYPE_CHECKING:
@@ -19,11 +21,15 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("session_id", metavar="[ID]", required=False)
 @click.option("--last", is_flag=True, help="Go on with the session that was used last.")
-@click.option("--model", help="provider/model; on a session that exists, from now on.")
+@models("provider/model; on a session that exists, from now on; repeated: who is asked if those before fail.")
 @click.option("--system", "system_message", help="What the model is told beforehand.")
 @pass_invocation
 def chat(
-    invocation: Invocation, session_id: str | None, last: bool, model: str | None, system_message: str | None
+    invocation: Invocation,
+    session_id: str | None,
+    last: bool,
+    model: str | list[str] | None,
+    system_message: str | None,
 ) -> None:
     """Hold a conversation in the terminal.
 
@@ -32,10 +38,12 @@ def chat(
     """
     with invocation.client() as client:
         wanted = session_id or (client.get_last_session_id() if last else None)
-        converse(opened(client, wanted, model, system_message))
+        converse(client, opened(client, wanted, model, system_message))
 
 
-def opened(client: "Client", session_id: str | None, model: str | None, system_message: str | None) -> "Session":
+def opened(
+    client: "Client", session_id: str | None, model: str | list[str] | None, system_message: str | None
+) -> "Session":
     """The session to talk in: the one that exists, or a new one; says which."""
     metadata = client.get_session_metadata(session_id) if session_id else None
     if metadata is None:
@@ -43,38 +51,39 @@ def opened(client: "Client", session_id: str | None, model: str | None, system_m
         render.talk(f"new session {session.session_id}, model {session.metadata().model}. Ctrl-D ends the chat")
     else:
         session = client.resume_session(metadata.session_id, model=model, system_message=system_message)
-        model = session.metadata().model
         turns = render.counted(metadata.turns, "turn")
-        render.talk(f"session {session.session_id}, model {model}, {turns} so far. Ctrl-D ends the chat")
+        render.talk(
+            f"session {session.session_id}, model {session.metadata().model}, {turns} so far. Ctrl-D ends the chat"
+        )
         remark_if_halted(metadata)
     return session
 
 
-def converse(session: "Session") -> None:
+def converse(client: "Client", session: "Session") -> None:
     """Prompt and reply, until nobody types any more."""
     try:
         while (prompt := render.read_prompt("you: ")) is not None:
             if prompt.strip():
-                answer(session, prompt)
+                answer(client, session, prompt)
     finally:
         render.talk(f"everything is kept: `inturn chat {session.session_id}` goes on")
 
 
-def answer(session: "Session", prompt: str) -> None:
+def answer(client: "Client", session: "Session", prompt: str) -> None:
     """One turn. A failure of this turn alone does not end a chat, where somebody sits who can go on."""
     try:
-        hear_reply(session, prompt)
+        hear_reply(client, session, prompt)
     except (InvalidPromptError, TurnFailedError, TurnCancelledError) as error:
         if not sys.stdin.isatty():
             raise
         render.complain(str(error))
 
 
-def hear_reply(session: "Session", prompt: str) -> None:
+def hear_reply(client: "Client", session: "Session", prompt: str) -> None:
     turn = session.send(prompt, stream=True)
     events = turn.stream()
     try:
-        with render.waiting("... (Ctrl-C cancels)"):
+        with waiting_for(client, turn, "... (Ctrl-C cancels)", besides=" (Ctrl-C cancels)"):
             first = list(itertools.islice(events, 1))
         with render.speech("assistant") as speech:
             hear(itertools.chain(first, events), speech)

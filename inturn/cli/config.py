@@ -50,7 +50,7 @@ def show(invocation: Invocation, as_json: bool) -> None:
 
 
 def one_by_one(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every setting by its name, and every provider as ``providers.NAME``, with what is set of it."""
+    """Every setting by its name, every provider as ``providers.NAME``, with what is set of it, every budget and webhook."""
     from inturn.settings import ProviderSettings
 
     usual = ProviderSettings.model_fields
@@ -59,5 +59,8 @@ def one_by_one(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             for provider, fields in value.items():
                 chosen = {field: one for field, one in fields.items() if one != usual[field].default}
                 yield f"providers.{provider}", chosen
+        elif name in ("budgets", "webhooks") and value:
+            for number, fields in enumerate(value):
+                yield f"{name}.{number}", {field: one for field, one in fields.items() if one not in (None, "")}
         else:
-            yield name, value if value != {} else None
+            yield name, value if value not in ({}, []) else None

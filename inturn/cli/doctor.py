@@ -4,13 +4,16 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import click
 
 from inturn.cli import render
+from inturn.cli.checkup.finding import Finding
+from inturn.cli.checkup.providers import LOOPBACK, check_providers
+from inturn.cli.checkup.webhooks import check_deliveries, check_secrets
 from inturn.cli.exits import Exit
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.models import failpoints
@@ -21,30 +24,23 @@ if TYPE_CHECKING:
     from inturn.models.database import Database
     from inturn.settings import Settings
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OTHER_VARIABLES = {"INTURN_DEBUG", failpoints.VARIABLE}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the check-up. ``note`` is good to know, ``warn`` worth a look; ``fail`` keeps inturn from working."""
-
-    state: Literal["ok", "note", "warn", "fail"]
-    subject: str
-    sentence: str
-
-
 @click.command()
+@click.option("--offline", is_flag=True, help="Ask no provider.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per finding.")
 @pass_invocation
-def doctor(invocation: Invocation, as_json: bool) -> int:
+def doctor(invocation: Invocation, offline: bool, as_json: bool) -> int:
     """Say what works, what does not, and how to mend it.
 
-    Looks at database and schema, broker, workers, beat, the providers' keys, and settings that are dangerous. Ends with
-    1 when something keeps inturn from working.
+    Looks at database and schema, broker, workers, beat, the providers and their keys, the modules of
+    tools, webhooks, and settings that are dangerous.
+    Each provider is asked, from here and for at most 5 seconds, for the list of its models, which costs nothing. Ends
+    with 1 when something keeps inturn from working.
     """
     failed = False
-    for finding in check_up(invocation.settings):
+    for finding in check_up(invocation.settings, offline=offline):
         failed = failed or finding.state == "fail"
         if as_json:
             render.json_line(asdict(finding))
@@ -53,12 +49,13 @@ def doctor(invocation: Invocation, as_json: bool) -> int:
     return Exit.FAILURE if failed else Exit.OK
 
 
-def check_up(settings: "Settings") -> Iterator[Finding]:
+def check_up(settings: "Settings", *, offline: bool = False) -> Iterator[Finding]:
     """All findings, in the order in which one thing needs the other."""
     yield from check_database(settings)
     yield from check_broker(settings)
-    yield from check_model(settings)
+    yield from check_providers(settings, offline=offline)
     yield from check_settings(settings)
+    yield from check_secrets(settings)
 
 
 def check_database(settings: "Settings") -> Iterator[Finding]:
@@ -77,6 +74,7 @@ def check_database(settings: "Settings") -> Iterator[Finding]:
             yield Finding("ok", "database", f"{shown}, schema {migrations.HEAD}")
             yield from check_processes(settings, database)
             yield from check_halted(database)
+            yield from check_deliveries(settings, database)
     except InturnError as error:
         yield Finding("fail", "database", str(error))
 
@@ -168,35 +166,17 @@ def embedded_broker(settings: "Settings") -> Finding:
     return Finding("warn", "broker", f"the embedded one ({binary.name}) does not run: `inturn up` starts it")
 
 
-def check_model(settings: "Settings") -> Iterator[Finding]:
-    """Whether the default model can be asked, and every provider has the key that it names."""
-    model, providers = settings.effective_default_model, settings.available_providers
-    used = model.partition("/")[0]
-    if used not in providers:
-        yield Finding(
-            "fail", "model", f"{model} has no provider: add [providers.{used}] to inturn.toml, or set its key"
-        )
-    elif providers[used].type == "echo":
-        yield Finding(
-            "note", "model", f"{model} only echoes: set OPENAI_API_KEY or ANTHROPIC_API_KEY, or add a provider"
-        )
-    else:
-        yield Finding("ok", "model", f"{model}, at {providers[used].base_url}")
-    for name, provider in providers.items():
-        if provider.api_key_env and provider.api_key() is None:
-            state: Literal["warn", "fail"] = "fail" if name == used else "warn"
-            yield Finding(state, "key", f"{provider.api_key_env}, the key of provider {name}, is not set: export it")
-        elif provider.api_key_env:
-            yield Finding("ok", "key", f"{provider.api_key_env}, the key of provider {name}, is set")
-
-
 def check_settings(settings: "Settings") -> Iterator[Finding]:
-    """What works and is still a danger."""
+    """What works and is still a danger, and modules that workers cannot have."""
+    from inturn.workers.tool_modules import about_missing
+
     known = {f"INTURN_{name.upper()}" for name in settings.origins()} | OTHER_VARIABLES
     for name in sorted(name for name in os.environ if name.startswith("INTURN_") and name not in known):
         yield Finding(
             "warn", "settings", f"{name} is set and means nothing to inturn: `inturn config show` has the names"
         )
+    if missing := about_missing(settings):
+        yield Finding("fail", "tools", missing)
     if failpoints.ARMED is not None:
         yield Finding(
             "warn",

@@ -12,12 +12,14 @@ class Exit(IntEnum):
     FAILURE = 1
     USAGE = 2
     """The command, an argument or a setting is wrong; nothing was done."""
+    LINES_FAILED = 3
+    """The batch is over, and some of its lines have no reply."""
     NOT_FOUND = 4
-    """No such session or turn."""
+    """No such session, turn, batch or webhook delivery."""
     UNREACHABLE = 69
     """Database, broker or provider cannot be reached, or no worker is alive (EX_UNAVAILABLE of sysexits.h)."""
     TIMED_OUT = 124
-    """Waiting took too long; the turn goes on (what timeout(1) says)."""
+    """Waiting took too long; the turn or batch goes on (what timeout(1) says)."""
     INTERRUPTED = 130
     """Ctrl-C (128 + SIGINT, as shells say)."""
 
@@ -27,10 +29,13 @@ CODES: dict[type[errors.InturnError], Exit] = {
     errors.SettingsError: Exit.USAGE,
     errors.SessionNotFoundError: Exit.NOT_FOUND,
     errors.TurnNotFoundError: Exit.NOT_FOUND,
+    errors.BatchNotFoundError: Exit.NOT_FOUND,
+    errors.DeliveryNotFoundError: Exit.NOT_FOUND,
     errors.DatabaseUnreachableError: Exit.UNREACHABLE,
     errors.BrokerUnreachableError: Exit.UNREACHABLE,
     errors.NoWorkerError: Exit.UNREACHABLE,
     errors.SendTimeoutError: Exit.TIMED_OUT,
+    errors.BatchTimeoutError: Exit.TIMED_OUT,
 }
 
 

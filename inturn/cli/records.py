@@ -1,4 +1,4 @@
-"""Sessions, turns and messages as the records that ``--json`` prints. Their keys are a promise to scripts."""
+"""Sessions, turns, messages and batches as the records that ``--json`` prints. Their keys are a promise to scripts."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 from inturn.cli.values import shown_retention
 
 if TYPE_CHECKING:
-    from inturn.client import Message, SessionEvent, SessionMetadata, Turn
+    from inturn.batch import Batch
+    from inturn.client import EventData, Message, MessageData, SessionEvent, SessionMetadata, Turn
+    from inturn.models.store.batches import Progress
 
 SESSION_KEYS = (
     "session_id",
     "model",
+    "fallbacks",
     "busy",
     "turns",
     "messages",
@@ -18,6 +21,9 @@ SESSION_KEYS = (
     "options",
     "system_message",
     "context_turns",
+    "context_tokens",
+    "overflow",
+    "tools",
     "retention",
     "held",
     "halts",
@@ -35,6 +41,9 @@ TURN_KEYS = (
     "model",
     "prompt",
     "attempts",
+    "input_tokens",
+    "output_tokens",
+    "price",
     "error",
     "retry_of",
     "merged_into",
@@ -43,6 +52,11 @@ TURN_KEYS = (
     "started_at",
     "finished_at",
 )
+BATCH_KEYS = ("id", "name", "model", "discards", "created_at", "expires_at", "finished_at", "read_at")
+
+
+def batch_record(batch: "Batch", progress: "Progress") -> dict[str, Any]:
+    return {key: getattr(batch, key) for key in BATCH_KEYS} | asdict(progress)
 
 
 def session_record(metadata: "SessionMetadata") -> dict[str, Any]:
@@ -59,12 +73,22 @@ def message_record(message: "Message") -> dict[str, Any]:
     return {
         "id": message.id,
         "type": message.type,
-        "data": {"content": message.data.content},
+        "data": {"content": message.data.content} | told(message.data),
         "timestamp": message.timestamp,
         "turn": message.turn,
     }
 
 
 def event_record(event: "SessionEvent") -> dict[str, Any]:
-    told = {name: value for name, value in asdict(event.data).items() if value not in (None, "")}
-    return {"id": event.id, "type": event.type, "data": told, "timestamp": event.timestamp, "turn": event.turn}
+    return {
+        "id": event.id,
+        "type": event.type,
+        "data": told(event.data),
+        "timestamp": event.timestamp,
+        "turn": event.turn,
+    }
+
+
+def told(data: "MessageData | EventData") -> dict[str, Any]:
+    """What it has something of."""
+    return {name: value for name, value in asdict(data).items() if value not in (None, "")}

@@ -9,8 +9,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -72,8 +72,15 @@ def cell(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{cell(key)}={cell(one)}" for key, one in value.items()) or "-"
+        return ", ".join(f"{cell(key)}={_within(one)}" for key, one in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(_within(one) for one in value) or "-"
     return " ".join(clean(str(value)).split()) or "-"
+
+
+def _within(value: object) -> str:
+    """A value beside others: what has parts itself is told as JSON."""
+    return clean(json.dumps(value, ensure_ascii=False)) if isinstance(value, Mapping | list) else cell(value)
 
 
 def data(text: str) -> None:
@@ -140,19 +147,25 @@ def _plain(value: object) -> object:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, gives_way: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    empty: str,
+    gives_way: Sequence[str] = (),
+    total: Sequence[object] | None = None,
 ) -> None:
     """Rows under headings: a table in a terminal, tab-separated lines elsewhere (whole values, fit for cut and awk).
 
     Args:
         empty: what is said when there are none.
         gives_way: columns that may be shortened or left out where a terminal is too narrow, the first one first.
+        total: a last row that only a terminal gets: who reads a pipe adds up by themselves, and would count twice.
     """
     values, headings = list(rows), [column.upper() for column in columns]
     if not values:
         talk(empty)
     elif sys.stdout.isatty():
-        _fitted_table(headings, values, [column.upper() for column in gives_way])
+        _fitted_table(headings, values if total is None else [*values, total], [column.upper() for column in gives_way])
     else:
         for row in [headings, *values]:
             click.echo("\t".join(map(cell, row)))
@@ -215,8 +228,8 @@ class Speech(Protocol):
     """A reply that is told while it is written."""
 
     def say(self, piece: str) -> None: ...
-    def break_off(self, remark: str) -> None:
-        """All of it so far is void."""
+    def interject(self, remark: str) -> None:
+        """A remark on a line of its own, behind which the speaker begins anew."""
 
     def close(self) -> None:
         """It is all said."""
@@ -233,7 +246,7 @@ class PlainSpeech:
         click.echo(("" if self._begun else self._label) + clean(piece), nl=False, color=color())
         self._begun = True
 
-    def break_off(self, remark: str) -> None:
+    def interject(self, remark: str) -> None:
         self.close()
         talk(remark)
 
@@ -272,7 +285,7 @@ class DrawnSpeech:
         self._live.update(growing, refresh=bool(done))
         self._put(done)
 
-    def break_off(self, remark: str) -> None:
+    def interject(self, remark: str) -> None:
         self.close()
         talk(remark)
 
@@ -288,14 +301,12 @@ class DrawnSpeech:
             self._blocks += 1
 
     def _block(self, text: str, *, is_first: bool) -> "Padding":
-        from rich.markdown import Markdown
         from rich.padding import Padding
 
-        from inturn.cli.markdown import SPACED
+        from inturn.cli.markdown import SPACED, Prose
 
         room = 0 if is_first or SPACED.match(text) else 1
-        # An address that is not shown is one that nobody can judge.
-        return Padding(Markdown(text, hyperlinks=False), (room, 0, 0, 0))
+        return Padding(Prose(text), (room, 0, 0, 0))
 
 
 def speech(speaker: str) -> AbstractContextManager[Speech]:
@@ -315,9 +326,31 @@ def verdict(state: str, subject: str, sentence: str) -> None:
     click.echo(f"{sign}  {subject:<10}  {rest}", color=color())
 
 
-def waiting(remark: str) -> AbstractContextManager[object]:
-    """A sign of life on stderr while something takes its time; nothing where nobody watches."""
-    return _console(sys.stderr).status(clean(remark)) if sys.stderr.isatty() else nullcontext()
+@contextmanager
+def waiting(remark: str) -> Iterator[Callable[[str], None] | None]:
+    """A sign of life on stderr while something takes its time, with a way to say something else meanwhile; None where
+    nobody watches.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.text import Text  # and not markup, which brackets would be
+
+    with _console(sys.stderr).status(Text(clean(remark))) as status:
+        yield lambda other: status.update(Text(clean(other)))
+
+
+@contextmanager
+def live(*, stays: bool) -> Iterator[Callable[[Any], None] | None]:
+    """Something drawn on stderr again and again, which ``stays`` in the end or goes; None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.live import Live
+
+    console = _console(sys.stderr)
+    with Live(console=console, auto_refresh=False, transient=not stays, redirect_stdout=False) as drawn:
+        yield lambda what: drawn.update(what, refresh=True)
 
 
 @contextmanager

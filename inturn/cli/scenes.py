@@ -162,7 +162,7 @@ def kill_a_worker(stage: Stage) -> None:
 
 
 def look_around(stage: Stage) -> None:
-    stage.run("inturn session create guest-42 --retention 1s")
+    stage.run("inturn session create guest-42 --retention 0.1s")
     stage.run("inturn session list --limit 4", table=True)
     stage.run("inturn cleanup --dry-run", table=True)
     [(left,)] = stage.query("SELECT count(*) FROM sessions WHERE key = 'guest-42'")

@@ -1,7 +1,7 @@
 """``inturn send``: one prompt, with or without its reply."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,18 @@ import click
 from inturn.cli import render
 from inturn.cli.hearing import hear
 from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.patience import waiting_for
 from inturn.cli.records import event_record, message_record, turn_record
-from inturn.cli.values import due
+from inturn.cli.values import due, models
 from inturn.cli.words import way_back
-from inturn.models.content import checked_prompt
+from inturn.image import image
+from inturn.models.content import checked_parts, checked_prompt
 from inturn.models.errors import InturnError, SendTimeoutError
 from inturn.models.states import ProcessKind
 
 if TYPE_CHECKING:
     from inturn.client import Client, Session, Turn
+    from inturn.turn import Content
 
 READ_LIMIT = 2**20  # far more than a prompt may have: who pipes in a film is refused, and not read to its end
 
@@ -51,7 +54,14 @@ READ_LIMIT = 2**20  # far more than a prompt may have: who pipes in a film is re
     "--lane", type=click.Choice(["chat", "batch"]), default="chat", help="batch: behind interactive work [chat]."
 )
 @click.option("--create", is_flag=True, help="Create the session if there is none.")
-@click.option("--model", help="provider/model of a session that --create makes.")
+@models("provider/model of a session that --create makes; may be repeated, as in `inturn session create`.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="FILE|URL",
+    help='Shown with the prompt, or alone with "" as PROMPT. May be repeated.',
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the turn, with --wait the reply, with --stream each event, as JSON."
 )
@@ -64,11 +74,11 @@ def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any
     if choices["model"] and not choices["create"]:
         raise click.UsageError("--model is for a session that --create makes; `inturn chat ID --model` changes one")
     # Before anything is touched: a prompt that is refused must leave no session behind that --create made for it.
-    text = checked_prompt(render.read_all(READ_LIMIT) if prompt == "-" else prompt)
+    said = content(render.read_all(READ_LIMIT) if prompt == "-" else prompt, choices["images"])
     with invocation.client() as client:
         session = target(client, session_id, choices["create"], choices["model"])
         how = {name: choices[name] for name in ("idempotency_key", "when_busy", "not_before", "lane", "stream")}
-        turn = session.send(text, **how)
+        turn = session.send(said, **how)
         if choices["stream"]:
             stream_reply(client, turn, choices["timeout"], choices["as_json"])
         elif choices["wait"] or choices["timeout"]:
@@ -77,7 +87,17 @@ def send(invocation: Invocation, /, session_id: str, prompt: str, **choices: Any
             print_turn(client, turn, choices["as_json"])
 
 
-def target(client: "Client", session_id: str, create: bool, model: str | None) -> "Session":
+def content(prompt: str, images: Sequence[str]) -> "Content":
+    """What is to be sent, checked."""
+    if not images:
+        return checked_prompt(prompt)
+    said = [{"type": "text", "text": prompt}] if prompt.strip() else []
+    parts = [*said, *map(image, images)]
+    checked_parts(parts)
+    return parts
+
+
+def target(client: "Client", session_id: str, create: bool, model: str | list[str] | None) -> "Session":
     """The session to send to; one that does not exist is only made on demand, so that a slip of the pen makes none."""
     return client.get_or_create_session(session_id, model=model) if create else client.get_session(session_id)
 
@@ -89,7 +109,7 @@ def stream_reply(client: "Client", turn: "Turn", timeout: float | None, as_json:
             for event in events:
                 render.json_line(event_record(event))
             return
-        with render.waiting(f"waiting for turn {turn.id} ..."):
+        with waiting_for(client, turn, f"waiting for turn {turn.id} ..."):
             first = list(itertools.islice(events, 1))
         with closing(render.PlainSpeech()) as speech:
             hear(itertools.chain(first, events), speech)
@@ -97,7 +117,8 @@ def stream_reply(client: "Client", turn: "Turn", timeout: float | None, as_json:
 
 def print_reply(client: "Client", turn: "Turn", timeout: float, as_json: bool) -> None:
     embedded = client.settings.is_embedded
-    with way_back(turn, embedded=embedded), reasoned(client, turn), render.waiting(f"waiting for turn {turn.id} ..."):
+    remark = f"waiting for turn {turn.id} ..."
+    with way_back(turn, embedded=embedded), reasoned(client, turn), waiting_for(client, turn, remark):
         message = turn.wait(timeout)
     if as_json:
         render.json_line(message_record(message))
@@ -114,8 +135,13 @@ def reasoned(client: "Client", turn: "Turn") -> Iterator[None]:
         with suppress(InturnError):
             reason = client.why(turn.id)
             besides = "".join(f"; besides: {other.sentence}" for other in reason.besides)
-            late.add_note(f"{reason.sentence}{besides}. `inturn why {turn.id}` looks again")
+            late.add_note(f"{closed(f'{reason.sentence}{besides}')} `inturn why {turn.id}` looks again")
         raise
+
+
+def closed(said: str) -> str:
+    """With an end, where it has none of its own: an advice may be a question."""
+    return said if said.endswith((".", "?", "!")) else f"{said}."
 
 
 def print_turn(client: "Client", turn: "Turn", as_json: bool) -> None:

@@ -1,34 +1,48 @@
-"""``inturn session``: create, list, show, tail, continue, delete, hold and release."""
+"""``inturn session``: create, list, show, tail, continue, fork, export, import, rename, delete, hold and release."""
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from inturn.cli import render
-from inturn.cli.hearing import SPEAKERS, Tail
+from inturn.cli.hearing import Tail, speaker_of, spoken
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.records import event_record, message_record, session_record
-from inturn.cli.values import json_pair, moment, pair, retention_rule
-from inturn.models.states import TurnState
+from inturn.cli.screen import stdout
+from inturn.cli.values import json_pair, models, moment, pair, retention_rule
+from inturn.models.errors import InvalidInputError
+from inturn.models.states import Overflow, TurnState
 
 if TYPE_CHECKING:
     from inturn.client import Message, SessionMetadata, Turn
+    from inturn.session import Session
 
 
 @click.group()
 @global_flags()
 def session() -> None:
-    """Create, list, show, tail, continue, delete, hold and release sessions."""
+    """Create, list, show, fork, rename, export, import, hold and delete sessions."""
 
 
 @session.command()
 @click.argument("session_id", metavar="[ID]", required=False)
-@click.option("--model", help="provider/model.")
+@models("provider/model; repeated: who is asked if those before fail.")
 @click.option("--system", "system_message", help="What the model is told beforehand.")
 @click.option("--label", "labels", type=pair, multiple=True, metavar="KEY=VALUE", help="May be repeated.")
 @click.option("--option", "options", type=json_pair, multiple=True, metavar="KEY=JSON", help="May be repeated.")
 @click.option("--context-turns", type=click.IntRange(min=1), metavar="N", help="Earlier turns that the model is shown.")
+@click.option("--context-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens that it is shown at most.")
+@click.option(
+    "--overflow",
+    type=click.Choice([each.value for each in Overflow]),
+    default="truncate",
+    help="History that is more: leave out the oldest, fail, or write a summary [truncate].",
+)
+@click.option("--tool", "tools", multiple=True, metavar="NAME", help="That the model may call. May be repeated.")
 @click.option("--retention", type=retention_rule, default="policy", metavar="7d|never|policy", help="When it goes.")
 @click.option("--halts", is_flag=True, help="Stop behind a quarantined turn, until `inturn session continue`.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, as `inturn session list` has it.")
@@ -38,10 +52,14 @@ def create(invocation: Invocation, /, session_id: str | None, as_json: bool, **c
     choices |= {name: dict(choices[name]) or None for name in ("labels", "options")}
     with invocation.client() as client:
         created = client.create_session(session_id, **choices)
-        if as_json:
-            render.json_line(session_record(created.metadata()))
-        else:
-            render.data(created.session_id)
+        tell_made(created, as_json)
+
+
+def tell_made(made: "Session", as_json: bool) -> None:
+    if as_json:
+        render.json_line(session_record(made.metadata()))
+    else:
+        render.data(made.session_id)
 
 
 @session.command("list")
@@ -89,17 +107,17 @@ def show(invocation: Invocation, session_id: str, count: int | None, as_json: bo
             render.json_line(record | {"history": [message_record(message) for message in messages]})
             return
         render.records(record.items())
-        for speaker, message in spoken(messages, found.get_turns(state=TurnState.CANCELLED)):
-            render.utterance(speaker, message.data.content)
+        for speaker, message in with_speakers(messages, found.get_turns(state=TurnState.CANCELLED)):
+            render.utterance(speaker, spoken(message.data))
 
 
-def spoken(messages: Iterable["Message"], cancelled: Iterator["Turn"]) -> Iterator[tuple[str, "Message"]]:
+def with_speakers(messages: Iterable["Message"], cancelled: Iterator["Turn"]) -> Iterator[tuple[str, "Message"]]:
     """Each message with its speaker; a prompt that was taken back with what became of it. Both come in by number."""
     turn = next(cancelled, None)
     for message in messages:
         while turn is not None and turn.number < message.turn:
             turn = next(cancelled, None)
-        speaker = SPEAKERS.get(message.type, message.type)
+        speaker = speaker_of(message.type, message.data)
         if message.type == "user.message" and turn is not None and turn.number == message.turn:
             speaker += f" (joined into {turn.merged_into})" if turn.merged_into else f" ({turn.state})"
         yield speaker, message
@@ -155,10 +173,95 @@ def remark_if_halted(metadata: "SessionMetadata | None") -> None:
 
 @session.command()
 @click.argument("session_id", metavar="ID")
+@click.argument("new_id", metavar="[NEW]", required=False)
+@click.option(
+    "--to-turn", type=click.IntRange(min=0), metavar="N", help="The last turn that they share [all that are finished]."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, as `inturn session list` has it.")
+@pass_invocation
+def fork(invocation: Invocation, session_id: str, new_id: str | None, to_turn: int | None, as_json: bool) -> None:
+    """Make a session that begins with the history of another one, and print its ID.
+
+    What is said later in either is not seen in the other.
+    """
+    with invocation.client() as client:
+        made = client.get_session(session_id).fork(new_id, to_turn=to_turn)
+        tell_made(made, as_json)
+
+
+@session.command()
+@click.argument("session_id", metavar="ID")
+@click.option("-o", "--output", metavar="FILE", default="-", help="Where it goes; - is stdout. Default: -.")
+@click.option(
+    "--format", "form", type=click.Choice(["jsonl", "json", "md"]), default="jsonl", help="md is for people [jsonl]."
+)
+@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+@pass_invocation
+def export(invocation: Invocation, session_id: str, output: str, form: Any, force: bool) -> None:
+    """Write a session with its history to a file, which `inturn session import` takes.
+
+    Turns from the first one on that is not finished are left out.
+    """
+    with invocation.client() as client:
+        pieces = client.get_session(session_id).export(form)
+        if output == "-":
+            for piece in pieces:
+                if form == "md":
+                    render.data(piece.decode().removesuffix("\n"))
+                else:
+                    stdout().write(piece)
+            return
+        write_whole(Path(output), pieces, force)
+    render.talk(f"session {session_id} is in {output}")
+
+
+def write_whole(path: Path, pieces: Iterable[bytes], force: bool) -> None:
+    """Make a file, or replace it: whole, or not at all. Raises: InvalidInputError: it cannot be written there."""
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.exists() and not force:
+            raise InvalidInputError(f"{path} is there: name another file, or overwrite it with --force")
+        with half.open("wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(path)
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        half.unlink(missing_ok=True)
+
+
+@session.command("import")
+@click.argument("file", metavar="FILE|-")
+@click.argument("session_id", metavar="[ID]", required=False)
+@models("Who is asked from now on [as before]; repeated: if those before fail.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, as `inturn session list` has it.")
+@pass_invocation
+def import_(invocation: Invocation, /, file: str, session_id: str | None, model: Any, as_json: bool) -> None:
+    """Make a session of a file that `inturn session export` wrote, and print its ID. All of it is checked before."""
+    with invocation.client() as client:
+        made = client.import_session(sys.stdin.buffer if file == "-" else file, session_id, model=model)
+        tell_made(made, as_json)
+
+
+@session.command()
+@click.argument("session_id", metavar="ID")
+@click.argument("new_id", metavar="NEW")
+@pass_invocation
+def rename(invocation: Invocation, session_id: str, new_id: str) -> None:
+    """Put a session without unfinished turns under another ID."""
+    with invocation.client() as client:
+        client.get_session(session_id).rename(new_id)
+    render.talk(f"session {session_id} is session {new_id} now")
+
+
+@session.command()
+@click.argument("session_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_invocation
 def delete(invocation: Invocation, session_id: str, yes: bool) -> None:
-    """Delete a session with everything in it, for good."""
+    """Delete a session with everything in it, for good, also one that is held."""
     with invocation.client() as client:
         metadata = client.get_session(session_id).metadata()
         messages = render.counted(metadata.messages, "message")
@@ -172,7 +275,10 @@ def delete(invocation: Invocation, session_id: str, yes: bool) -> None:
 @click.argument("session_id", metavar="ID")
 @pass_invocation
 def hold(invocation: Invocation, session_id: str) -> None:
-    """Keep a session from cleanup, until it is released."""
+    """Keep a session from cleanup, until it is released.
+
+    Cleanup never removes it; `inturn session delete` still does.
+    """
     with invocation.client() as client:
         client.hold_session(session_id)
     render.talk(f"session {session_id} is held: cleanup leaves it alone until `inturn session release {session_id}`")

@@ -1,7 +1,8 @@
 """``inturn turn``: list, show, cancel and retry."""
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,13 +10,14 @@ from inturn.cli import render
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.records import turn_record
 from inturn.cli.session import remark_if_halted
-from inturn.models.states import Lane, TurnState
+from inturn.cli.usage import price, tokens
+from inturn.models.states import POISONED, AttemptOutcome, Lane, TurnState
 
 if TYPE_CHECKING:
     from inturn.client import Client, Turn
+    from inturn.models.store.reading import Attempt
 
 PROMPT_WIDTH = 60
-PROMPT_POSITION = 1
 
 
 @click.group()
@@ -84,17 +86,20 @@ def shortened(prompt: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @pass_invocation
 def show(invocation: Invocation, turn_id: str, as_json: bool) -> None:
-    """Show a turn: where it stands, how often it was tried, what went wrong, its prompt and its reply, or what was heard
-    of one that was cut off.
+    """Show a turn: where it stands, each attempt and what it cost, what went wrong, its prompt and its reply, or what was
+    heard of one that was cut off.
     """
     with invocation.client() as client:
         found = client.get_turn(turn_id)
-        reply = reply_to(client, found)
+        attempts, answer = found.get_attempts(), found.get_reply()
+        reply = None if answer is None else answer.data.content
         record = turn_record(found) | {"reply": reply}
     if as_json:
-        render.json_line(record)
+        render.json_line(record | {"attempt_records": [asdict(attempt) for attempt in attempts]})
         return
-    render.records((name, value) for name, value in record.items() if name not in ("prompt", "reply", "partial"))
+    render.records(told(record))
+    if attempts:
+        show_attempts(attempts)
     render.utterance("you", found.prompt)
     if reply is not None:
         render.utterance("assistant", reply)
@@ -102,11 +107,40 @@ def show(invocation: Invocation, turn_id: str, as_json: bool) -> None:
         render.utterance("assistant (cut off, no part of the history)", found.partial)
 
 
-def reply_to(client: "Client", found: "Turn") -> str | None:
-    """The reply, if it is there. Waiting for it would start a worker, and looking needs none."""
-    opened = client.get_session(found.session_id)
-    behind_the_prompt = opened.get_messages(after=f"{found.id}.{PROMPT_POSITION}", limit=1)
-    return next((one.data.content for one in behind_the_prompt if one.turn == found.number), None)
+def told(record: "Mapping[str, Any]") -> Iterator[tuple[str, object]]:
+    """The lines of a turn: what went wrong has some of its own, and what was said comes behind them."""
+    for name, value in record.items():
+        if name == "error" and value:
+            yield "error_type", value["error_type"]
+            yield "error_message", value["message"]
+            yield "error_status", value["status_code"]
+            yield "error_retryable", value["retryable"]
+        elif name not in ("prompt", "reply", "partial"):
+            yield name, value
+
+
+def show_attempts(attempts: "list[Attempt]") -> None:
+    rows = [
+        (
+            one.number,
+            one.model,
+            one.error_type or one.outcome or "under way",
+            one.started_at,
+            tokens(one.input_tokens, one.estimated),
+            tokens(one.output_tokens, one.estimated),
+            price(one.price, one.estimated) if may_cost(one) else None,
+        )
+        for one in attempts
+    ]
+    columns = ["attempt", "model", "outcome", "began", "tokens in", "tokens out", "US dollars"]
+    render.table(columns, rows, empty="", gives_way=["model"])
+
+
+def may_cost(attempt: "Attempt") -> bool:
+    """As ``inturn usage`` counts: not one that is under way, nor one for which the provider did nothing."""
+    if attempt.input_tokens is not None or attempt.price is not None or attempt.error_type in POISONED:
+        return True
+    return attempt.outcome not in (None, AttemptOutcome.SAFE, AttemptOutcome.PERMANENT)
 
 
 @turn.command()

@@ -2,10 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 UNITS = {
     "s": timedelta(seconds=1),
@@ -102,6 +105,22 @@ def date_or_span(text: str, date: str, length: str) -> datetime | timedelta:
         f"{text!r} is no time: write {date} (local time, so {zoned}), or one number with one unit (s, m, h, d, w), such as "
         f"{length}"
     )
+
+
+def chain(_context: click.Context, _option: click.Parameter, named: tuple[str, ...]) -> str | list[str] | None:
+    """Models as the SDK takes them: one, or several in the order in which they are asked.
+
+    Raises:
+        click.BadParameter: One of them is empty, as an unset variable is: it must not count as none.
+    """
+    if not all(named):
+        raise click.BadParameter("it is empty: write provider/model, or leave --model out for the default model")
+    return list(named) if len(named) > 1 else next(iter(named), None)
+
+
+def models(told: str) -> Callable[[Command], Command]:
+    """The option ``--model``, which may be repeated."""
+    return click.option("--model", multiple=True, callback=chain, help=told)
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -17,6 +17,10 @@ def sentence(error: errors.InturnError) -> str:
             return str(error).removesuffix(", and wait for the turn again")
         case errors.SendTimeoutError():
             return str(error).partition(". ")[0]  # behind it stands how Python waits again
+        case errors.BatchConflictError():
+            return str(error).replace("another name", "another --name").replace("`--again`, or again=True", "--again")
+        case errors.InvalidBatchError():
+            return str(error).replace("--skip-invalid, skip_invalid=True", "--skip-invalid")
     return str(error)
 
 

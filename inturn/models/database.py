@@ -74,6 +74,8 @@ class Database:
         self._writer, self._left_at = threading.Lock(), 0.0
         self._session_settings = session_settings
         self.engine = self._sqlite() if self.dialect == "sqlite" else self._postgresql(connections)
+        event.listen(self.engine, "do_connect", self._note_pool)
+        event.listen(self.engine, "checkin", self._note_return)
         # On PostgreSQL one statement is its own snapshot: without BEGIN and ROLLBACK around it, a look is one round trip.
         alone = {} if self.dialect == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
         self._looking = self.engine.execution_options(**alone)
@@ -86,7 +88,6 @@ class Database:
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "inturn"},
         )
         event.listen(engine, "connect", self._set_session)
-        event.listen(engine, "checkin", note_return)
         event.listen(engine, "checkout", partial(ping_after_rest, engine.dialect))
         return engine
 
@@ -163,11 +164,17 @@ class Database:
         raise AssertionError("the last try returns or raises")
 
     def close(self) -> None:
-        self.engine.dispose()
+        """Close all connections; one that a thread is using, when it comes back."""
+        self.engine.dispose()  # gives the engine another pool, and those in use come back to the old one
 
+    def _note_pool(self, _dialect: Any, record: ConnectionPoolEntry, _args: Any, _kwargs: Any) -> None:
+        """Before it is made: another thread may close the database meanwhile."""
+        record.info["pool"] = self.engine.pool
 
-def note_return(_connection: Any, record: ConnectionPoolEntry) -> None:
-    record.info["returned_at"] = time.monotonic()
+    def _note_return(self, _connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["returned_at"] = time.monotonic()
+        if record.info.get("pool", self.engine.pool) is not self.engine.pool:  # a broken one has no info any more
+            record.invalidate()
 
 
 def ping_after_rest(dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:

@@ -4,15 +4,21 @@ InturnError
 ├── InvalidInputError (ValueError)      the call itself was wrong; nothing was written
 │   ├── InvalidSessionIdError           .session_id
 │   ├── InvalidPromptError
+│   ├── InvalidBatchError               .errors .count .total
 │   └── UnknownModelError               .model
 ├── SessionNotFoundError (LookupError)  .session_id
 ├── SessionExistsError                  .session_id
 ├── SessionBusyError                    .session_id
+├── UnfinishedTurnsError                .session_id .number
 ├── IdempotencyConflictError            .session_id .idempotency_key
 ├── TurnNotFoundError (LookupError)     .turn_id
+├── BatchNotFoundError (LookupError)    .batch_id
+├── BatchConflictError                  .batch_id
+├── DeliveryNotFoundError (LookupError) .delivery_id
 ├── TurnFailedError                     .turn_id .error_type .status_code .retryable
 ├── TurnCancelledError                  .turn_id
 ├── SendTimeoutError (TimeoutError)     .turn
+├── BatchTimeoutError (TimeoutError)    .batch_id
 ├── ClosedError                         a client or session handle used after it was let go
 ├── NoWorkerError                       nobody is alive to answer
 ├── AlreadyRunningError                 a second `inturn up` in one home
@@ -20,12 +26,17 @@ InturnError
 ├── StorageError                        the database refused: read-only, full, unreachable
 │   ├── DatabaseUnreachableError
 │   └── SchemaError                     the schema is older or newer than this program
-└── BrokerUnreachableError
+├── BrokerUnreachableError
+└── ResultsError                        a batch's result files cannot be written, or are not complete
 
 A message says what happened, with the value, why, and the next thing to try.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from inturn.models.store.lines import BadLine
 
 
 class HasId(Protocol):
@@ -54,13 +65,49 @@ class InvalidPromptError(InvalidInputError):
     """The prompt is empty, too large, or no string."""
 
 
+class InvalidBatchError(InvalidInputError):
+    """Lines of a batch are no prompts. All were checked, and none was stored.
+
+    Attributes:
+        errors: the first 20 bad lines; of a batch without any line, one with the number 0 and the code ``empty_file``.
+        count: how many bad lines there are.
+        total: how many lines there are.
+    """
+
+    def __init__(self, name: str, errors: "Sequence[BadLine]", count: int, total: int) -> None:
+        found = _told_once(errors)
+        more = [f"and {count - len(errors):,} more"] if count > len(errors) else []
+        advice = "correct them, or skip them (--skip-invalid, skip_invalid=True)" if count < total else "correct them"
+        head = f"{count:,} of {total:,} lines of {name} cannot be used, and nothing was stored: {advice}"
+        super().__init__("\n  ".join([head, *found, *more]) if total else f"{name}: {found[0]}")
+        self.errors = list(errors)
+        self.count = count
+        self.total = total
+
+
+def _told_once(errors: "Sequence[BadLine]") -> list[str]:
+    """A sentence per reason, with the lines that have it."""
+    lines: dict[str, list[int]] = {}
+    for bad in errors:
+        lines.setdefault(f"{bad.message} ({bad.code})", []).append(bad.line)
+    return [f"{_named(numbers)}{reason}" for reason, numbers in lines.items()]
+
+
+def _named(numbers: list[int]) -> str:
+    if numbers == [0]:
+        return ""
+    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}: "
+
+
 class UnknownModelError(InvalidInputError):
     """The model is not written ``provider/model``, or its provider is not configured."""
 
-    def __init__(self, model: str, known: list[str]) -> None:
+    def __init__(
+        self, model: str, known: list[str], advice: str = "Set the provider's key, or add it to inturn.toml"
+    ) -> None:
         super().__init__(
             f"model {model!r} cannot be used: write provider/model, with a configured provider "
-            f"({', '.join(known)}). Set the provider's key, or add it to inturn.toml"
+            f"({', '.join(known)}). {advice}"
         )
         self.model = model
 
@@ -88,6 +135,15 @@ class SessionBusyError(InturnError):
         self.session_id = session_id
 
 
+class UnfinishedTurnsError(InturnError):
+    """What was asked for has to wait until turns are finished; nothing was changed."""
+
+    def __init__(self, session_id: str, number: int, advice: str) -> None:
+        super().__init__(f"turn {number} of session {session_id!r} is not finished: {advice}")
+        self.session_id = session_id
+        self.number = number
+
+
 class IdempotencyConflictError(InturnError):
     def __init__(self, session_id: str, idempotency_key: str) -> None:
         super().__init__(
@@ -99,10 +155,39 @@ class IdempotencyConflictError(InturnError):
 
 
 class TurnNotFoundError(InturnError, LookupError):
-    def __init__(self, turn_id: str, because: str = "") -> None:
+    def __init__(self, turn_id: object, because: str = "") -> None:
         unknown = "its session was deleted, or the ID is not one (`inturn turn list SESSION` shows them)"
-        super().__init__(f"no turn {turn_id!r}: {because or unknown}")
+        super().__init__(f"no turn {turn_id!r:.100}: {because or unknown}")
         self.turn_id = turn_id
+
+
+class BatchNotFoundError(InturnError, LookupError):
+    def __init__(self, batch_id: object) -> None:
+        super().__init__(
+            f"no batch {batch_id!r:.100}: it was never submitted here, or it was removed. `inturn batch list` shows what "
+            "there is"
+        )
+        self.batch_id = batch_id
+
+
+class BatchConflictError(InturnError):
+    """The same content and name were submitted before, to be run otherwise."""
+
+    def __init__(self, batch_id: str, differs: str) -> None:
+        super().__init__(
+            f"this was submitted before, as batch {batch_id}, with {differs}: give it another name to run it otherwise, "
+            "or run it once more (`--again`, or again=True)"
+        )
+        self.batch_id = batch_id
+
+
+class DeliveryNotFoundError(InturnError, LookupError):
+    def __init__(self, delivery_id: object) -> None:
+        super().__init__(
+            f"no webhook delivery {delivery_id!r:.100}: its ID is another one, or it was removed, as old ones are "
+            "(`inturn webhook list` shows what there is)"
+        )
+        self.delivery_id = delivery_id
 
 
 class TurnFailedError(InturnError):
@@ -131,6 +216,17 @@ class SendTimeoutError(InturnError, TimeoutError):
             f"or look at it with `inturn turn show {turn.id}`"
         )
         self.turn = turn
+
+
+class BatchTimeoutError(InturnError, TimeoutError):
+    """Waiting took too long. The batch goes on."""
+
+    def __init__(self, batch_id: str, seconds: float) -> None:
+        super().__init__(
+            f"batch {batch_id} did not end within {seconds:g} s. It goes on: wait for it again, or look at it with "
+            f"`inturn batch status {batch_id}`"
+        )
+        self.batch_id = batch_id
 
 
 class ClosedError(InturnError):
@@ -163,3 +259,7 @@ class SchemaError(StorageError):
 
 class BrokerUnreachableError(InturnError):
     """No connection to the broker."""
+
+
+class ResultsError(InturnError):
+    """The results of a batch could not be written to their files. None is lost: they are in the database."""

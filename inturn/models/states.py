@@ -85,6 +85,53 @@ class Retention(StrEnum):
     NEVER = "never"
 
 
+class Overflow(StrEnum):
+    """What becomes of a session's history once it is more than its model may be shown."""
+
+    TRUNCATE = "truncate"
+    """The oldest turns are left out, whole."""
+    FAIL = "fail"
+    """The turn fails, before its call."""
+    SUMMARISE = "summarise"
+    """The model first writes a summary of the older turns, which is stored and shown in their place."""
+
+
+class BatchState(StrEnum):
+    """The life of a batch, by the names of OpenAI's. The last four are final, and carry ``finished_at``; only
+    ``retry`` brings one back to work.
+    """
+
+    VALIDATING = "validating"
+    """Its lines were checked and are being stored; those that are stored run. Whoever submits it moves it on, or submits it
+    again; the sweep fails it a day after the last line came."""
+    IN_PROGRESS = "in_progress"
+    """All lines are stored. Whoever sees its last line final (the sweep, or who waits for it) moves it on."""
+    CANCELLING = "cancelling"
+    """Its waiting lines are being cancelled, and its running ones finish. The sweep goes on with that."""
+    FINALIZING = "finalizing"
+    """All lines are final, and are being counted; a sweep that finds one counts again."""
+    COMPLETED = "completed"
+    """Every line was tried: some may have failed."""
+    FAILED = "failed"
+    """Its submission was given up half way."""
+    EXPIRED = "expired"
+    """Its completion window was over before all lines were tried."""
+    CANCELLED = "cancelled"
+
+
+BATCH_FINAL = (BatchState.COMPLETED, BatchState.FAILED, BatchState.EXPIRED, BatchState.CANCELLED)
+
+
+class DeliveryState(StrEnum):
+    """The life of one webhook."""
+
+    PENDING = "pending"
+    """To be sent once ``ready_at`` has come, by any process that runs the crew."""
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    """No further attempt is made, unless it is asked for."""
+
+
 class ProcessKind(StrEnum):
     WORKER = "worker"
     BEAT = "beat"

@@ -9,20 +9,14 @@ the code does are constraints and triggers, not conventions:
 """
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
     DDL,
-    JSON,
     BigInteger,
     CheckConstraint,
     Column,
-    ForeignKey,
-    Identity,
     Index,
-    Integer,
-    MetaData,
     String,
     Text,
     UniqueConstraint,
@@ -30,56 +24,35 @@ from sqlalchemy import (
     false,
     text,
 )
-from sqlalchemy.ext.mutable import MutableDict
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
-from inturn.models.states import POISONED, AttemptOutcome, Lane, ProcessKind, Retention, Role, SessionState, TurnState
+import inturn.models.bookkeeping  # noqa: F401 (the metadata is to have its tables as well)
+from inturn.models.rows import (
+    KEY,
+    Row,
+    choice,
+    count_from_zero,
+    json_object,
+    json_value,
+    one_of,
+    owned_by_session,
+    serial,
+)
+from inturn.models.states import (
+    POISONED,
+    AttemptOutcome,
+    Lane,
+    Overflow,
+    Retention,
+    Role,
+    SessionState,
+    TurnState,
+)
 
-BIG = BigInteger().with_variant(Integer(), "sqlite")
-"""SQLite gives out row ids for INTEGER primary keys only."""
-
-KEY = String(200).with_variant(String(200, collation="C"), "postgresql")
-"""Compared byte by byte on both databases, so that a prefix is a range of the unique index."""
-
+SUMMARY = 999_999_999
+"""Position of a summary: behind everything that is said in the last turn that it covers."""
 
 QUARANTINED = "error_type IN ({})".format(", ".join(f"'{name}'" for name in POISONED))
-
-
-class Row(SQLModel):
-    """Base of all tables; its metadata is ours alone, so that an application's own SQLModel tables do not mix with them."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-
-
-def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
-
-
-def serial() -> Any:
-    """A surrogate key that is never reused (``sqlite_autoincrement`` on the table, identity on PostgreSQL)."""
-    return Field(default=None, sa_column=Column(BIG, Identity(), primary_key=True))
-
-
-def owned_by_session(**kw: Any) -> Any:
-    """The session that owns the row: it goes with it."""
-    return Field(sa_column=Column(BIG, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True, **kw))
-
-
-def choice(default: StrEnum) -> Any:
-    return Field(default=default, sa_type=String(20), nullable=False)
-
-
-def json_object() -> Any:
-    return Field(default_factory=dict, sa_column=Column(MutableDict.as_mutable(JSON()), nullable=False))
 
 
 class SessionRow(Row, table=True):
@@ -89,6 +62,7 @@ class SessionRow(Row, table=True):
     __table_args__ = (
         one_of("state", SessionState),
         one_of("retention", Retention),
+        one_of("overflow", Overflow),
         CheckConstraint("(retention = 'idle') = (retention_seconds IS NOT NULL)", name="retention_has_its_time"),
         CheckConstraint("next_turn >= 1", name="next_turn_counts_up"),
         Index(None, "last_activity_at"),
@@ -105,12 +79,24 @@ class SessionRow(Row, table=True):
     id: int = serial()
     key: str = Field(sa_column=Column(KEY, unique=True, nullable=False))
     model: str = Field(max_length=200)
+    fallbacks: list[str] | None = json_value()
+    """Models that are asked when the one before fails; null: as the provider's settings say."""
     system_turn: int | None = None
     """The turn whose message at position 0 is the system message in force; null: none."""
     options: dict[str, Any] = json_object()
     labels: dict[str, Any] = json_object()
     context_turns: int | None = None
     """Context policy: how many completed turns a model is shown; null: as configured."""
+    context_tokens: int | None = None
+    """How many tokens a model is shown at most; null: as many as it takes."""
+    overflow: Overflow = Field(
+        default=Overflow.TRUNCATE,
+        sa_type=String(20),
+        nullable=False,
+        sa_column_kwargs={"server_default": Overflow.TRUNCATE},
+    )
+    tools: list[str] | None = json_value()
+    """Names of the tools that its model may call; null: none."""
     held: bool = False
     retention: Retention = choice(Retention.POLICY)
     retention_seconds: float | None = None
@@ -119,6 +105,8 @@ class SessionRow(Row, table=True):
     state: SessionState = choice(SessionState.ACTIVE)
     next_turn: int = 1
     """The next turn's number, counted under this row's lock (``max() + 1`` gives one number to two senders)."""
+    batch_id: int | None = Field(default=None, sa_type=BigInteger)
+    """The batch that made it; null: somebody else did."""
     created_at: datetime
     last_activity_at: datetime
     """Moves with create, resume and send only; the ledger never touches this row."""
@@ -198,6 +186,15 @@ class TurnRow(Row, table=True):
             postgresql_where=text("cancel_requested_at IS NOT NULL AND finished_at IS NULL"),
             sqlite_where=text("cancel_requested_at IS NOT NULL AND finished_at IS NULL"),
         ),
+        # A batch's lines in the order in which they ended, and those that have not.
+        Index(
+            "ix_turns_batch",
+            "batch_id",
+            "finished_at",
+            "line",
+            postgresql_where=text("batch_id IS NOT NULL"),
+            sqlite_where=text("batch_id IS NOT NULL"),
+        ),
     )
 
     session_id: int = owned_by_session(autoincrement=False)
@@ -205,13 +202,31 @@ class TurnRow(Row, table=True):
     state: TurnState = choice(TurnState.QUEUED)
     lane: Lane = choice(Lane.CHAT)
     model: str = Field(max_length=200)
+    """Who is asked; in the end, who answered, or failed last."""
+    fallbacks: list[str] | None = json_value()
+    """Who is asked next if that fails; null: as the provider's settings say."""
     system_turn: int | None = None
     options: dict[str, Any] = json_object()
     idempotency_key: str | None = Field(default=None, max_length=200)
+    batch_id: int | None = Field(default=None, sa_type=BigInteger)
+    """The batch that it was sent by."""
+    line: int | None = None
+    """The line of the batch that it is, from 1; a line that is sent again takes this, and the next one, to its new turn."""
+    custom_id: str | None = Field(default=None, max_length=512)
     ready_at: datetime
+    not_after: datetime | None = None
+    """No call is begun for it after this; null: whenever."""
     attempts: int = 0
     ambiguous: int = 0
     """Attempts after which nobody knows whether the provider worked: capped by themselves."""
+    rounds: int = count_from_zero()
+    """Those of the attempts that were answered, and the turn goes on: with results of tools, or under a summary."""
+    steps: int = count_from_zero()
+    """Messages between prompt and reply: calls of tools, and their results."""
+    cuts: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """Whether it leaves older turns out although its session sums them up: no summary could be had."""
+    room: int | None = None
+    """How many tokens it shows at most, by our estimate, since a model said that it was shown too much; null: none did."""
     rescues: int = 0
     """How often a worker died over it: capped by themselves, since such a turn may be what kills them."""
     retry_of: int | None = None
@@ -230,22 +245,39 @@ class TurnRow(Row, table=True):
     error_retryable: bool | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    price: float | None = None
+    """Of all attempts together, as are the tokens; null: nothing was priced."""
+    finish_reason: str | None = Field(default=None, max_length=60)
+    """Why its model stopped, in the provider's word: ``stop``, ``length``; null: it did not say."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
 
 class MessageRow(Row, table=True):
-    """One utterance. Position 0 is a system message that begins to apply here, 1 the prompt, 2 the reply."""
+    """One utterance. Position 0 is a system message that begins to apply here, 1 the prompt; then what tools were asked
+    and said (``turns.steps`` messages), and the reply. A summary of everything up to here stands at ``SUMMARY``.
+    """
 
     __tablename__ = "messages"
-    __table_args__ = (one_of("role", Role),)
+    __table_args__ = (
+        one_of("role", Role),
+        Index(
+            "ix_messages_summary",
+            "session_id",
+            "turn_number",
+            postgresql_where=text(f"position = {SUMMARY}"),
+            sqlite_where=text(f"position = {SUMMARY}"),
+        ),
+    )
 
     session_id: int = owned_by_session(autoincrement=False)
     turn_number: int = Field(primary_key=True)
     position: int = Field(primary_key=True)
     role: Role = Field(sa_type=String(20))
     content: str = Field(sa_type=Text)
+    data: dict[str, Any] | None = json_value()
+    """What is no text: ``parts`` of a prompt with images, ``tool_calls``, ``tool_call_id`` of a result."""
     created_at: datetime
 
 
@@ -264,6 +296,8 @@ class AttemptRow(Row, table=True):
     turn_number: int = Field(primary_key=True)
     number: int = Field(primary_key=True)
     token: int = Field(sa_type=BigInteger)
+    model: str | None = Field(default=None, max_length=200)
+    """Who was asked; null: it was recorded before this was."""
     started_at: datetime
     ended_at: datetime | None = None
     outcome: AttemptOutcome | None = Field(default=None, sa_type=String(20))
@@ -272,63 +306,11 @@ class AttemptRow(Row, table=True):
     request_id: str | None = Field(default=None, max_length=200)
     input_tokens: int | None = None
     output_tokens: int | None = None
+    estimated: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """Whether the tokens are our guess, as the provider did not say."""
     price: float | None = None
     """In US dollars; null: not priced."""
     price_table: str | None = Field(default=None, max_length=60)
-
-
-class LanePauseRow(Row, table=True):
-    """A lane of which nothing is claimed. Its row goes when the lane is resumed."""
-
-    __tablename__ = "lane_pauses"
-    __table_args__ = (one_of("lane", Lane),)
-
-    lane: Lane = Field(sa_type=String(20), primary_key=True)
-    paused_at: datetime
-
-
-class TickRow(Row, table=True):
-    """One firing of the timetable. Its key is unique, so that two beats fire once."""
-
-    __tablename__ = "ticks"
-
-    name: str = Field(primary_key=True, max_length=60)
-    slot: int = Field(primary_key=True, sa_type=BigInteger)
-    """Whole periods since 1970, by the database's clock."""
-    fired_at: datetime
-
-
-class WorkerProcessRow(Row, table=True):
-    """Who is alive: written by each process's heartbeat, taken away when it stops or is found dead."""
-
-    __tablename__ = "worker_processes"
-    __table_args__ = (one_of("kind", ProcessKind),)
-
-    id: str = Field(primary_key=True, max_length=200)
-    """The lease owner's name: boot ID, PID namespace, PID, start time."""
-    kind: ProcessKind = choice(ProcessKind.WORKER)
-    host: str = Field(max_length=200)
-    pid: int
-    lanes: str = Field(max_length=200)
-    concurrency: int
-    version: str = Field(max_length=40)
-    started_at: datetime
-    heartbeat_at: datetime
-
-
-class RemovalRow(Row, table=True):
-    """What was removed, when, and under which rule: IDs and counts, never text."""
-
-    __tablename__ = "removals"
-    __table_args__ = (Index(None, "removed_at"), {"sqlite_autoincrement": True})
-
-    id: int = serial()
-    session_key: str = Field(max_length=200)
-    rule: str = Field(max_length=200)
-    turns: int
-    messages: int
-    last_activity_at: datetime
-    removed_at: datetime
 
 
 SESSIONS = Row.metadata.tables["sessions"]
@@ -336,6 +318,11 @@ LEASES = Row.metadata.tables["leases"]
 TURNS = Row.metadata.tables["turns"]
 MESSAGES = Row.metadata.tables["messages"]
 ATTEMPTS = Row.metadata.tables["attempts"]
+BATCHES = Row.metadata.tables["batches"]
+BATCH_LINES = Row.metadata.tables["batch_lines"]
+WEBHOOK_DELIVERIES = Row.metadata.tables["webhook_deliveries"]
+SPENDING = Row.metadata.tables["spending"]
+PAST_USAGE = Row.metadata.tables["past_usage"]
 LANE_PAUSES = Row.metadata.tables["lane_pauses"]
 TICKS = Row.metadata.tables["ticks"]
 WORKER_PROCESSES = Row.metadata.tables["worker_processes"]

@@ -19,11 +19,13 @@ from sqlalchemy.exc import DataError, IntegrityError
 from inturn.models import migrations
 from inturn.models.database import Database, be_patient, translated
 from inturn.models.errors import SchemaError, StorageError
+from inturn.models.rows import Row
 from inturn.models.states import TurnState
 from inturn.models.store import sweeping
 from inturn.models.store.opening import UPSERT
 from inturn.models.store.sweeping import Caps
-from inturn.models.tables import LANE_PAUSES, LEASES, SESSIONS, TICKS, TURNS, WORKER_PROCESSES, Row
+from inturn.models.store.tally import COUNTS
+from inturn.models.tables import LANE_PAUSES, LEASES, PAST_USAGE, SESSIONS, SPENDING, TICKS, TURNS, WORKER_PROCESSES
 
 CHUNK = 250
 """Rows that are in memory at a time: replies may have 4 MiB each."""
@@ -32,6 +34,8 @@ LEFT_BEHIND = {WORKER_PROCESSES}
 """Who is alive there is nobody here."""
 MAY_BE_THERE = {TICKS, LANE_PAUSES}
 """A beat writes them also where nothing was ever sent, and a lane may be paused before it is filled."""
+SUMS = {SPENDING: ("usd", "tokens"), PAST_USAGE: COUNTS}
+"""What stays of sessions that were deleted by hand: whatever a target has of it is added to."""
 NUMBERED = [table for table in Row.metadata.sorted_tables if table.autoincrement_column is not None]
 """The tables that count their surrogate keys."""
 
@@ -146,6 +150,9 @@ def _insert(db: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> Non
     statement = UPSERT[db.dialect.name](plain_table(table.name, *columns))
     if table in MAY_BE_THERE:
         statement = statement.on_conflict_do_nothing()
+    elif table in SUMS:
+        more = {name: table.c[name] + statement.excluded[name] for name in SUMS[table]}
+        statement = statement.on_conflict_do_update(index_elements=table.primary_key.columns.keys(), set_=more)
     until_here = db.begin_nested()
     try:
         db.execute(statement, rows)
@@ -170,7 +177,7 @@ def _refusal(table: Table, row: dict[str, Any], refused: Exception) -> str:
 def _verify(db: Connection, table: Table, carried: int) -> None:
     """A trigger, a rule or a policy of theirs may swallow rows without a word."""
     found = count_rows(db, table)
-    if found < carried or (found > carried and table not in MAY_BE_THERE):
+    if found < carried or (found > carried and table not in MAY_BE_THERE | SUMS.keys()):
         raise StorageError(
             f"table {table.name} has {found} rows after {carried} were copied into it. Nothing was changed"
         )

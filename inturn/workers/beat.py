@@ -10,6 +10,7 @@ from inturn.workers.app import broker_url, make_app
 from inturn.workers.live import heard
 from inturn.workers.maintenance import Round, Sweep, describe_process
 from inturn.workers.queues import SWEEPER_SECONDS, Hints, connect, queued
+from inturn.workers.webhooks.courier import Courier, couriers
 
 
 class Timetable(Scheduler):  # type: ignore[misc]
@@ -33,9 +34,11 @@ class Timetable(Scheduler):  # type: ignore[misc]
             lambda lane: queued(self._broker, lane),
             lambda turns: heard(self._broker, turns),
         )
-        self._rounds = [
+        self._rounds: list[Round | Courier] = [
             Round("pulse", lambda: settings.heartbeat_seconds, self._appear),
             Round("sweep", sweep.pause_seconds, sweep.run),
+            Round("batches", sweep.pause_seconds, sweep.tend_batches),
+            *couriers(self.database, settings.webhooks),
         ]
         for member in self._rounds:
             member.start()

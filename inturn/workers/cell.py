@@ -4,8 +4,9 @@ A turn over which worker after worker died is tried there, as its reply may be w
 else any more, and how its cell ended is the reason for its quarantine.
 
 The cell is told everything by its standard input, which stays open: its end says that the worker is gone. It writes a
-line when the call begins, then a line of JSON, then the reply's text. The worker parses nothing that a model sent: what
-it gets is a bounded text, to be stored.
+line when the call begins, then a line of JSON, then the reply's texts: its content, and ID, name and arguments of each
+tool call, whose lengths are in that line. The worker parses nothing that a model sent: what it gets are bounded texts, to
+be stored.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import sys
 import threading
 from asyncio.subprocess import Process, SubprocessStreamProtocol
 from dataclasses import asdict
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +28,17 @@ import orjson
 
 from inturn.settings import ProviderSettings, Settings
 from inturn.workers.children import ending
-from inturn.workers.provider import REPLY_LIMIT, FailureKind, OnDelta, Prompt, ProviderError, Providers, Reply
+from inturn.workers.provider import (
+    REPLY_LIMIT,
+    FailureKind,
+    OnDelta,
+    Prompt,
+    ProviderError,
+    Providers,
+    Reply,
+    ToolCall,
+    ToolSpec,
+)
 
 PLACES = 8
 """How many cells a worker has at once: each takes 50 MB and a third of a second to start."""
@@ -38,6 +50,8 @@ MEMORY_LIMIT = 1024**3
 KINDS: dict[str, FailureKind] = {"safe": "safe", "ambiguous": "ambiguous", "permanent": "permanent"}
 BEGUN = b"begun\n"
 OUT_OF_MEMORY = 77
+_FIGURES = ("input_tokens", "output_tokens", "request_id", "cache_read_tokens", "cache_write_tokens", "finish_reason")
+_FAILURE = ("kind", "error_type", "message", "status_code", "retry_after", "input_tokens", "output_tokens")
 _MARGIN = 64 * 1024
 _PR_SET_PDEATHSIG = 1
 
@@ -76,7 +90,7 @@ class Cells:
             reply = await self._reply(model, prompt)
         finally:
             self._free += 1
-        if on_delta is not None:
+        if on_delta is not None and reply.content:
             on_delta(reply.content)
         return reply
 
@@ -152,19 +166,20 @@ def _understood(said: bytes, code: int) -> Reply:
     head, _, text = said.removeprefix(BEGUN).partition(b"\n")
     try:
         told = orjson.loads(head)
-        if "kind" in told:
-            failure = ProviderError(
-                KINDS[told["kind"]],
-                told["error_type"],
-                told["message"],
-                status_code=told["status_code"],
-                retry_after=told["retry_after"],
-            )
-        else:
-            return Reply(text.decode(), told["input_tokens"], told["output_tokens"], told["request_id"])
+        if "kind" not in told:
+            return _reply(told, text)
+        failure = ProviderError(KINDS[told.pop("kind")], told.pop("error_type"), told.pop("message"), **told)
     except (ValueError, LookupError, TypeError):
         raise CellDiedError("ended without an answer that makes sense") from None
     raise failure
+
+
+def _reply(told: dict[str, Any], text: bytes) -> Reply:
+    """Raises: ValueError, LookupError, TypeError: it is none."""
+    ends = list(accumulate(told["lengths"]))
+    content, *calls = (text[start:end].decode() for start, end in pairwise([0, *ends]))
+    tool_calls = tuple(ToolCall(*calls[start : start + 3]) for start in range(0, len(calls), 3))
+    return Reply(content, **{name: told[name] for name in _FIGURES}, tool_calls=tool_calls)
 
 
 def how(code: int) -> str:
@@ -198,16 +213,21 @@ async def _call(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     sys.stdout.buffer.write(BEGUN)
     sys.stdout.buffer.flush()
     try:
-        reply = await providers.reply(request["model"], Prompt(**request["prompt"]))
+        reply = await providers.reply(request["model"], _prompt(request["prompt"]))
     except ProviderError as error:
         if isinstance(error.__context__, MemoryError):
             os._exit(OUT_OF_MEMORY)
-        names = ("kind", "error_type", "message", "status_code", "retry_after")
-        return {name: getattr(error, name) for name in names}, b""
+        return {name: getattr(error, name) for name in _FAILURE}, b""
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
-    head = asdict(reply)
-    return head, head.pop("content").encode()
+    calls = (text for call in reply.tool_calls for text in (call.id, call.name, call.arguments))
+    texts = [text.encode() for text in (reply.content, *calls)]
+    head = {name: getattr(reply, name) for name in _FIGURES}
+    return head | {"lengths": [len(text) for text in texts]}, b"".join(texts)
+
+
+def _prompt(told: dict[str, Any]) -> Prompt:
+    return Prompt(**told | {"tools": tuple(ToolSpec(**spec) for spec in told["tools"])})
 
 
 def _be_the_first_to_go() -> None:

@@ -1,6 +1,7 @@
 """A child of the supervisor: started, watched, started again when it dies, stopped."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,6 +18,11 @@ LONGEST_WAIT_SECONDS = 30.0
 STEADY_SECONDS = 10.0
 POLL_SECONDS = 0.05
 KILL_SECONDS = 5.0
+SETTINGS_REFUSED = 2
+"""What a worker or beat ends with whose settings are refused (the command line calls it a wrong usage)."""
+
+_CELERYS = re.compile(r"^\[[^\]]*\] ")
+"""What Celery writes before each line of a log: when, how grave, and in which process."""
 
 Launch = Callable[[], subprocess.Popen[bytes]]
 
@@ -41,6 +47,7 @@ class Child:
         self._wait_seconds = 0.0
         self._started_at = 0.0
         self._due_at = 0.0
+        self._said_before = 0
 
     def start(self) -> None:
         """Start it now.
@@ -50,6 +57,7 @@ class Child:
             OSError: Its program cannot be run.
         """
         self._started_at = time.monotonic()
+        self._said_before = self._log.stat().st_size if self._log and self._log.exists() else 0
         self._process = self._launch()
         self.identity = ProcessIdentity.of(self._process.pid)
 
@@ -70,6 +78,14 @@ class Child:
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def refusal(self) -> str | None:
+        """The sentence with which it has just refused its settings; None where that is not how it ended."""
+        if self._process is None or self._process.poll() != SETTINGS_REFUSED:
+            return None
+        words = last_lines(self._log, 1, after=self._said_before) if self._log else []
+        said = _CELERYS.sub("", words[0]) if words else "it said above what is wrong with them"
+        return f"{self.name} cannot work with these settings: {said.removeprefix('inturn: ')}"
 
     def signal(self, number: int) -> None:
         """Send a signal to the process; SIGKILL goes to its whole session."""

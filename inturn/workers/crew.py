@@ -11,23 +11,29 @@ from celery.worker.components import Pool
 
 from inturn.models import migrations
 from inturn.models.database import Database, has_wal_reset_bug
-from inturn.models.errors import InturnError
+from inturn.models.errors import InturnError, SettingsError
 from inturn.models.states import Lane, ProcessKind, TurnState
 from inturn.models.store import presence, working
 from inturn.models.store.working import Settlement, Started
 from inturn.workers.app import InturnApp, broker_url, make_app
+from inturn.workers.children import SETTINGS_REFUSED
+from inturn.workers.context import Configured, Context
+from inturn.workers.costs import Costs
 from inturn.workers.events import Announcer, Bell
 from inturn.workers.ledger import Ledger
 from inturn.workers.limits import Limits
 from inturn.workers.live import heard
 from inturn.workers.maintenance import LOOK_SECONDS, Pulse, Round, Sweep, describe_process
 from inturn.workers.pool import TaskPool
+from inturn.workers.prices import Prices
 from inturn.workers.provider import Providers
 from inturn.workers.providers import BUILDERS
 from inturn.workers.queues import CANCELS, SWEEPER_SECONDS, Hints, connect, queued
 from inturn.workers.shares import shares
 from inturn.workers.teller import Teller
+from inturn.workers.toolbox import Toolbox
 from inturn.workers.turns import Turns
+from inturn.workers.webhooks.courier import Courier, couriers
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +69,16 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         app: InturnApp = worker.app
         self.settings = app.settings
         self.database = Database(self.settings.effective_database_url)
+        self.toolbox = Toolbox(self.settings.tool_modules, self.settings.tool_deadline_seconds)
 
     def start(self, worker: Any) -> None:
-        """Refuses to run on a schema that is not this program's."""
+        """Refuses to run on a schema that is not this program's, and without the tools that it is to have."""
         try:
             migrations.prepare(self.database)
+            self.toolbox.load()
         except InturnError as error:
             logger.critical("%s", error)
-            raise SystemExit(1) from error
+            raise SystemExit(SETTINGS_REFUSED if isinstance(error, SettingsError) else 1) from error
         if self.database.dialect == "sqlite" and has_wal_reset_bug():
             logger.warning("action=sqlite_outdated: `inturn doctor` says why a newer SQLite, or PostgreSQL, is safer")
         for name in TOO_TALKATIVE:
@@ -97,6 +105,8 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             gap_seconds=settings.ledger_gap_seconds,
             on_settled=self._settled,
             on_waited=shares.felt,
+            budgets=[each.budget() for each in settings.budgets],
+            hooks=settings.hooks(),
         )
         providers = Providers(
             settings.available_providers, BUILDERS, deadline_seconds=settings.attempt_deadline_seconds
@@ -108,6 +118,9 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             workers=self._count_workers,
             hold_seconds=settings.shutdown_grace_seconds,
         )
+        prices = Prices(settings.available_providers)
+        prices.load()
+        context = Context(Configured(settings.available_providers), prices)
         self.turns = Turns(
             settings,
             self.ledger,
@@ -116,6 +129,9 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             lambda: self.pool.draining,
             self.teller,
             self.limits,
+            toolbox=self.toolbox,
+            context=context,
+            costs=Costs(prices, context),
         )
         sweep = Sweep(
             self.database,
@@ -124,13 +140,15 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             lambda lane: queued(self.broker, lane),
             lambda turns: heard(self.broker, turns),
         )
-        pulse = Pulse(self.database, settings, self.process, lambda: dict(self.turns.held), self._lost, self._cancelled)
+        pulse = Pulse(self.database, settings, self.process, self._held, self._lost, self._cancelled)
         self.pulse = Round("pulse", lambda: settings.cancel_poll_seconds, pulse.run)
-        self.rounds = [
+        self.rounds: list[Round | Courier] = [
             self.pulse,
             Round("sweep", sweep.pause_seconds, sweep.run),
             Round("look", lambda: LOOK_SECONDS, sweep.look),
             Round("bell", lambda: 0.0, self._listen),
+            Round("batches", sweep.pause_seconds, sweep.tend_batches),
+            *couriers(self.database, settings.webhooks),
         ]
 
     def _begin(self) -> None:
@@ -197,6 +215,10 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         """From the loop: a timer of this process makes a retry punctual; if the process dies, the sweep sees to it."""
         loop = asyncio.get_running_loop()
         loop.call_later(delay_seconds, self.announcer.soon, lambda: self.hints.publish(started, started.key))
+
+    def _held(self) -> dict[int, int]:
+        """Session and token of each lease that a slot holds, or is about to be handed."""
+        return {**self.ledger.handing_out, **self.turns.held}
 
     def _lost(self, leases: Collection[tuple[int, int]]) -> None:
         for session, token in leases:

@@ -42,6 +42,7 @@ class Bell:
         """Wait until rung, or until it is time to look anyway, ``seconds`` at most. Returns what was rung; often twice in
         a row, which counts once.
         """
+        seconds = None if seconds is None else max(0.0, seconds)  # the time may be up since it was looked at
         if self.connected:
             try:
                 return self._rung(min(FALLBACK_SECONDS if seconds is None else seconds, FALLBACK_SECONDS))

@@ -21,7 +21,9 @@ from inturn.models.errors import StorageError
 from inturn.models.failpoints import reached
 from inturn.models.states import AttemptOutcome, TurnState
 from inturn.models.store import working
-from inturn.models.store.working import Claim, Settlement, Started
+from inturn.models.store.budgets import Budget, spend
+from inturn.models.store.webhooks import Hook, announce_turns, wanting_turns
+from inturn.models.store.working import Claim, Held, Settlement, Started, spent_by, within_budgets
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Ledger:
         owner: this process, as its leases name it.
         lease_seconds: how long a lease lasts without a heartbeat.
         context_turns: how many completed turns a model is shown where the session does not say.
+        budgets: what may be spent.
+        hooks: who may want to be told of turns that end.
         gap_seconds: the shortest time between two transactions: gathering more makes each turn cheaper. Where calls are
             quick it is less: a part of what they take (``GAP_SHARE``).
         on_settled: told, in the ledger's thread, each settlement that was stored.
@@ -82,11 +86,16 @@ class Ledger:
         gap_seconds: float,
         on_settled: Callable[[Settlement], None],
         on_waited: Callable[[float], None] = lambda seconds: None,
+        budgets: Sequence[Budget] = (),
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self.database, self.owner = database, owner
         self._lease_seconds, self._context_turns, self._gap_seconds = lease_seconds, context_turns, gap_seconds
-        self._on_settled, self._on_waited = on_settled, on_waited
+        self._on_settled, self._on_waited, self._budgets = on_settled, on_waited, budgets
+        self._told = wanting_turns(hooks)
         self._call_seconds = 0.0
+        self.handing_out: dict[int, int] = {}
+        """Session and token of each claim that is committed, and whose slot does not know of it yet."""
         self._waiting: deque[Visit] = deque()
         self._called, self._crowded = threading.Event(), threading.Event()
         self._stopping = False
@@ -108,7 +117,13 @@ class Ledger:
         """Settle an attempt, claim the next turn, or both in one transaction. A settlement's visit returns when it is
         committed, or when somebody else holds its session; it waits for as long as the database is away.
         """
-        return await self.submit(settlement, claim)
+        done = self.submit(settlement, claim)
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if done.done() and not done.cancelled():
+                self.handed_out(done.result().started)  # to nobody: its lease is an orphan's now
+            raise
 
     def submit(self, settlement: Settlement | None, claim: Claim | None) -> asyncio.Future[Answer]:
         """``visit`` for a slot that may be gone before it is answered. Called in the pool's loop."""
@@ -119,6 +134,11 @@ class Ledger:
         if len(self._waiting) == CROWD:
             self._crowded.set()
         return visit.done
+
+    def handed_out(self, started: Started | None) -> None:
+        """The slot knows of its claim, or will never."""
+        if started is not None and self.handing_out.get(started.session_id) == started.token:
+            del self.handing_out[started.session_id]
 
     def note_call(self, seconds: float) -> None:
         """How long a call took, by which the ledger paces itself."""
@@ -148,6 +168,8 @@ class Ledger:
     def _deliver(self, visits: Sequence[Visit]) -> None:
         """All answers in one call into the loop, as waking it is what costs."""
         loop = visits[0].done.get_loop()
+        begun = [visit.answer.started for visit in visits if visit.answer is not None]
+        self.handing_out |= {started.session_id: started.token for started in begun if started is not None}
         try:
             loop.call_soon_threadsafe(self._answer, visits)
         except RuntimeError:  # the loop is closed: the process ends, and nobody waits any more
@@ -157,8 +179,11 @@ class Ledger:
         """In the loop, so that what the loop itself takes is felt as well."""
         self._on_waited(time.monotonic() - visits[0].since)
         for visit in visits:
-            if not visit.done.done():
-                visit.done.set_result(visit.answer or Answer(kept=False, started=None))
+            answer = visit.answer or Answer(kept=False, started=None)
+            if visit.done.done():
+                self.handed_out(answer.started)
+            else:
+                visit.done.set_result(answer)
 
     def _carry_out(self, visits: Sequence[Visit]) -> None:
         """Commit together; if that fails, one by one, so that one that cannot be stored fails alone."""
@@ -199,12 +224,21 @@ class Ledger:
         settling = [visit.settlement for visit in visits if visit.settlement is not None]
         claiming = [visit.claim for visit in visits if visit.claim is not None]
         with self.database.writing() as db:
-            kept, going_on = set[int](), set[Claim]()
+            stored, going_on = set[Held](), set[Claim]()
             if settling:
-                kept, going_on = working.settle(db, self.owner, self._lease_seconds, settling, claiming)
+                stored, going_on = working.settle(db, self.owner, self._lease_seconds, settling, claiming)
                 reached("release.before_recheck")
-            kept |= working.settled_before(db, [v.settlement for v in visits if v.tried and v.settlement is not None])
+            in_doubt = [visit.settlement for visit in visits if visit.tried and visit.settlement is not None]
+            kept = stored | working.settled_before(db, in_doubt)
             started = working.claim(db, self.owner, self._lease_seconds, self._context_turns, claiming, going_on)
+            if self._told:
+                # What is found to be settled before was told then.
+                over = (each for each in settling if each.held in stored and each.state is not TurnState.QUEUED)
+                announce_turns(db, self._told, [(each.session_id, each.number) for each in over])
+            if self._budgets:
+                # What is found to be settled before was counted then.
+                spend(db, spent_by(each for each in settling if each.held in stored))
+                started = within_budgets(db, self._budgets, started)
             if settling:
                 reached("settle.before_commit")
         if settling:
@@ -213,7 +247,7 @@ class Ledger:
             reached("claim.after_commit")
         given = iter(started)
         for visit in visits:
-            was_kept = visit.settlement is not None and visit.settlement.session_id in kept
+            was_kept = visit.settlement is not None and visit.settlement.held in kept
             visit.answer = Answer(was_kept, next(given) if visit.claim is not None else None)
             if was_kept and visit.settlement is not None:
                 self._on_settled(visit.settlement)
@@ -231,6 +265,8 @@ def unstorable(settlement: Settlement, error: Exception) -> Settlement:
         state=TurnState.FAILED,
         outcome=AttemptOutcome.PERMANENT,
         reply=None,
+        steps=(),
+        summary=None,
         error_type=UNSTORABLE,
         error_message="the database refuses the reply's text",
         retryable=False,

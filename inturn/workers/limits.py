@@ -35,13 +35,16 @@ AWAY_SECONDS = 2.0
 """How long Redis is not asked again after it did not answer: turns wait for the answer."""
 LOOK_SECONDS = 1.0
 """How often a worker looks whether any worker was told to leave a model alone."""
+NEAR_SECONDS = 0.25
+"""How far a moment may be for a turn to keep its slot until then."""
+NEAR_TIMES = 4
+"""How often, if it is put off again and again."""
 MODELS_LOOKED_AT = 1000
 """Of so many at most, those that were asked since it last forgot them."""
 COOLDOWN_SECONDS = 1.0
 """After a 429 that does not say how long."""
 REPLY_TOKENS = 500
 """What a reply is taken to have until its provider has said it, where the options set no limit."""
-CHARACTERS_A_TOKEN = 4
 REMEMBERED = 0.05
 """How much of the known length of a call each new one is."""
 
@@ -128,16 +131,20 @@ class Limits:
         self._thread.join(timeout=5)
         self._broker.close()
 
-    def ask(self, started: Started) -> Ask:
-        """What is to be asked for a turn."""
+    def ask(self, started: Started, shown_tokens: int) -> Ask:
+        """What is to be asked for a turn that shows so many tokens."""
         provider = started.model.partition("/")[0]
         limits = self._limited.get(provider)
-        tokens = estimated(started) if limits is not None and limits.tokens_per_minute else 0
+        tokens = shown_tokens + reply_tokens(started.options) if limits is not None and limits.tokens_per_minute else 0
         return Ask(started.model, started.turn_id, started.lane, tokens)
+
+    def is_cooling(self, model: str) -> bool:
+        """Whether the model asked all workers for a pause."""
+        return self._cool_until.get(model, 0.0) > time.monotonic()
 
     def said_of(self, ask: Ask) -> str:
         """Half a sentence for people: what its turn waits for."""
-        if self._cool_until.get(ask.model, 0.0) > time.monotonic():
+        if self.is_cooling(ask.model):
             return f"{ask.model}, which asked all workers for a pause (429)"
         limits = self._limited.get(ask.provider)
         measures = {
@@ -149,7 +156,19 @@ class Limits:
         return f"provider {ask.provider}, which takes {most} from all workers together"
 
     async def wait(self, ask: Ask) -> float:
-        """How many seconds the turn has to wait before it may call; 0: it may now, and its call counts until ``ended``."""
+        """How many seconds the turn has to wait before it may call; 0: it may now, and its call counts until ``ended``.
+
+        A moment that is near is waited for here: the way through the queue would take longer, and cost two transactions.
+        """
+        seconds = await self._wait(ask)
+        for _ in range(NEAR_TIMES):
+            if not 0 < seconds <= NEAR_SECONDS:
+                break
+            await asyncio.sleep(seconds)
+            seconds = await self._wait(ask)
+        return seconds
+
+    async def _wait(self, ask: Ask) -> float:
         self._used.add(ask.model)
         left = self._cool_until.get(ask.model, 0.0) - time.monotonic()
         if left > 0:
@@ -348,11 +367,10 @@ class Share:
         return moment
 
 
-def estimated(started: Started) -> int:
-    """How many tokens a call may take, before anybody has counted them."""
-    said = sum(len(str(message["content"])) for message in started.messages)
-    asked = started.options.get("max_tokens") or started.options.get("max_completion_tokens")
-    return said // CHARACTERS_A_TOKEN + (asked if type(asked) is int and asked > 0 else REPLY_TOKENS)
+def reply_tokens(options: Mapping[str, Any]) -> int:
+    """How many tokens a reply may take, before anybody has counted them."""
+    asked = options.get("max_tokens") or options.get("max_completion_tokens")
+    return asked if type(asked) is int and asked > 0 else REPLY_TOKENS
 
 
 def has_limits(provider: Limited) -> bool:

@@ -19,7 +19,7 @@ from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.failpoints import reached
 from inturn.models.states import Lane, ProcessKind
-from inturn.models.store import presence, retention, sweeping, waking
+from inturn.models.store import presence, retention, sweeping, tending, waking, webhooks
 from inturn.models.store.retention import Removal
 from inturn.models.store.sweeping import Caps, CutOff
 from inturn.models.store.waking import Ready
@@ -129,12 +129,16 @@ class Sweep:
         self.reap()
         if self._may_take_over():
             self._keep_partials()
-            self._in_chunks(lambda db: sweeping.rescue_expired(db, caps(self.settings)))
+            self._in_chunks(lambda db: sweeping.rescue_expired(db, caps(self.settings), self.settings.hooks()))
         retention.finish_removal(self.database)
         for lane in Lane:
             self._top_up(lane)
         with self.database.writing() as db:
             presence.forget_silent(db, FORGET_SECONDS)
+
+    def tend_batches(self) -> None:
+        """Carry batches on. By itself: to cancel a large one may take longer than a lost lease should wait."""
+        tending.tend(self.database, self.settings.hooks())
 
     def reap(self) -> None:
         """Take back, without waiting for them to run out, the leases of processes of this host that are dead."""
@@ -144,7 +148,7 @@ class Sweep:
         if dead:
             logger.warning("action=dead_workers_reaped count=%d", len(dead))
             self._keep_partials(dead)
-            self._in_chunks(lambda db: sweeping.rescue_owned(db, dead, caps(self.settings)))
+            self._in_chunks(lambda db: sweeping.rescue_owned(db, dead, caps(self.settings), self.settings.hooks()))
             self.database.transact(lambda db: presence.disappear(db, dead))
 
     def _keep_partials(self, owners: Collection[str] | None = None) -> None:
@@ -255,7 +259,11 @@ class Pulse:
         self._orphans = orphans
         if twice:
             logger.warning("action=orphans_freed count=%d", len(twice))
-            self.database.transact(lambda db: sweeping.rescue_orphans(db, self.process.id, twice, caps(self.settings)))
+            self.database.transact(
+                lambda db: sweeping.rescue_orphans(
+                    db, self.process.id, twice, caps(self.settings), self.settings.hooks()
+                )
+            )
 
 
 def clean_up(database: Database, settings: Settings) -> Iterable[Removal]:
@@ -271,3 +279,5 @@ def scheduled_cleanup(database: Database, settings: Settings) -> None:
     if database.transact(lambda db: presence.tick(db, REMOVE_EXPIRED_SESSIONS, slot)):
         removed = sum(1 for _ in clean_up(database, settings))
         logger.info("action=cleaned_up removed=%d", removed)
+        while database.transact(lambda db: webhooks.remove_old(db, settings.retention_days * DAY_SECONDS)):
+            pass

@@ -16,19 +16,13 @@ permanent   the same call would fail again (400, 401, 404, a bad setting)    fai
 
 import asyncio
 import contextlib
-import ssl
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
-
 from inturn.models.content import storable
-from inturn.workers import departures
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -37,10 +31,37 @@ FailureKind = Literal["safe", "ambiguous", "permanent"]
 
 REPLY_LIMIT = 4 * 1024 * 1024
 """Bytes of a decoded reply. More is no conversation, and would have to be read, stored and shown again every turn."""
+CALLS_LIMIT = 128
+"""Tools that one reply may call: as many as OpenAI lets a prompt offer."""
 
 _MESSAGE_LIMIT = 500
-_CONNECT_SECONDS = 10.0
-_IDLE_SECONDS = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool that a model may call.
+
+    Attributes:
+        parameters: a JSON schema of one object, whose properties are the arguments.
+    """
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model wants a tool called.
+
+    Attributes:
+        id: the provider's, by which the result is given back.
+        arguments: as the model wrote them: a JSON object, or what it took for one.
+    """
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +71,40 @@ class Prompt:
     Attributes:
         model: the provider's own name of it, without ``provider/``.
         messages: oldest first, each with ``role`` and ``content``: a text, or a list of parts as OpenAI writes them
-            (``text``, and ``image_url`` with an URL or with the image itself).
+            (``text``, and ``image_url`` with an URL or with the image itself). An assistant's message may have
+            ``tool_calls``, as OpenAI writes them, and is followed by one of role ``tool``, with ``tool_call_id``, for each.
         options: of the session and the turn, merged; what they mean is the provider's affair.
-        key: stable over all attempts of one turn; sent as the idempotency key.
+        key: stable over all attempts at one call; sent as the idempotency key.
+        tools: what the model may call.
     """
 
     model: str
     messages: list[dict[str, Any]]
     options: dict[str, Any]
     key: str
+    tools: tuple[ToolSpec, ...] = ()
+
+    @property
+    def offers_tools(self) -> bool:
+        """Ours, or in the provider's own words (the option ``tools``): then whoever asked does what is called."""
+        return bool(self.tools or self.options.get("tools"))
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What it answered. ``content`` is never empty."""
+    """What it answered. ``content`` is empty only beside ``tool_calls``, which come only where tools were offered."""
 
     content: str
     input_tokens: int | None = None
     output_tokens: int | None = None
     request_id: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    cache_read_tokens: int = 0
+    """Those of the input tokens that came out of a cache of the provider's: they have a price of their own."""
+    cache_write_tokens: int = 0
+    """Those that went into one."""
+    finish_reason: str | None = None
+    """Why it stopped, in its provider's word."""
 
 
 class ProviderError(Exception):
@@ -80,6 +116,7 @@ class ProviderError(Exception):
         message: one line for people, with no key and no prompt text in it; cut at 500 characters.
         status_code: the provider's, when it sent one.
         retry_after: seconds that the provider asked to be left alone for.
+        input_tokens, output_tokens: what the provider counted all the same, as for a refusal.
     """
 
     def __init__(
@@ -90,6 +127,8 @@ class ProviderError(Exception):
         *,
         status_code: int | None = None,
         retry_after: float | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
     ) -> None:
         self.message = message if len(message) <= _MESSAGE_LIMIT else message[: _MESSAGE_LIMIT - 3] + "..."
         super().__init__(self.message)
@@ -97,6 +136,8 @@ class ProviderError(Exception):
         self.error_type = error_type
         self.status_code = status_code
         self.retry_after = retry_after
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
 
 
 OnDelta = Callable[[str], None]
@@ -137,9 +178,9 @@ class ProviderConfig(Protocol):
     @property
     def headers(self) -> dict[str, str]: ...
     @property
-    def models(self) -> dict[str, str]: ...
-    @property
     def deadline_seconds(self) -> float | None: ...
+    def model_name(self, model: str) -> str: ...
+    def context_tokens(self, model: str) -> int | None: ...
     def api_key(self) -> "SecretStr | None": ...
 
 
@@ -172,7 +213,8 @@ class Providers:
 
         Args:
             on_delta: told the reply while it arrives. Whatever the provider does, the pieces can be stored as they are,
-                and the reply is their sum; a reply that was not told in pieces is told at its end, as one.
+                and the reply is their sum; a reply that was not told in pieces is told at its end, as one. Tool calls
+                are not told.
 
         Raises:
             ProviderError: there is no reply. Nothing else but a cancellation leaves here. The pieces that were told by
@@ -182,10 +224,12 @@ class Providers:
         deadline, telling = self._deadline(name), _Telling(model, on_delta)
         try:
             provider = self._provider(name)
-            asked = replace(prompt, model=self._configured[name].models.get(bare_model, bare_model))
+            asked = replace(prompt, model=self._configured[name].model_name(bare_model))
             async with asyncio.timeout(deadline):
                 reply = await provider.reply(asked, telling.tell if on_delta is not None else None)
-            return replace(reply, content=telling.whole(reply.content))
+            content = telling.whole(reply.content)
+            calls = _storable_calls(model, content, reply.tool_calls) if prompt.offers_tools else ()
+            return replace(reply, content=content, tool_calls=calls)
         except ProviderError:
             raise
         except TimeoutError:
@@ -271,6 +315,27 @@ class _Telling:
             self._on_delta(text)
 
 
+def _storable_calls(model: str, content: str, calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+    """Tool calls that can be stored, and no more of them than may be.
+
+    Raises:
+        ProviderError: there are too many, or they and the content are over the cap.
+    """
+    if len(calls) > CALLS_LIMIT:
+        raise too_many_calls(model)
+    storables = tuple(ToolCall(storable(one.id), storable(one.name), storable(one.arguments)) for one in calls)
+    texts = (content, *(text for one in storables for text in (one.id, one.name, one.arguments)))
+    if calls and sum(len(text.encode()) for text in texts) > REPLY_LIMIT:
+        raise too_large(model)
+    return storables
+
+
+def too_many_calls(model: str) -> ProviderError:
+    """A model that has lost its way; the next time it may not."""
+    message = f"{model} called more than {CALLS_LIMIT} tools at once; none was. Ask for less, or offer fewer tools"
+    return ProviderError("ambiguous", "bad_reply", message)
+
+
 def too_large(model: str) -> ProviderError:
     """The reply went over the cap; asking again would most likely make another one like it."""
     return ProviderError(
@@ -279,46 +344,6 @@ def too_large(model: str) -> ProviderError:
         f"{model} replied with more than {REPLY_LIMIT // 1024**2} MiB; it was cut off and not kept. "
         "Ask for less, or limit max_tokens",
     )
-
-
-def http_transport(*, tls: bool) -> httpx.AsyncBaseTransport:
-    """Open the only kind of HTTP connections that a model is called through.
-
-    httpx's transport interface, on aiohttp's connections: httpx's own pool looks through every open connection for every
-    call. And no ``httpx.AsyncClient`` on top: redirects, cookies, proxies and retries are not wanted (the operator's base
-    URL is where the key and the prompt go, and nowhere else), and looking for them costs CPU in every call. There is
-    no read timeout: the deadline around the call is the one that counts.
-
-    Args:
-        tls: whether ``https`` will be spoken; only then are certificates loaded (certifi's, or those that
-            ``SSL_CERT_FILE`` names).
-
-    Raises:
-        ProviderError: there are none at the place that ``SSL_CERT_FILE`` names (permanent).
-    """
-    try:
-        context = httpx.create_ssl_context() if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    except OSError as error:
-        message = f"SSL_CERT_FILE of the worker names no certificates that can be read ({error.strerror}). Unset it"
-        raise ProviderError("permanent", "bad_certificates", message) from None
-
-    def open_session() -> aiohttp.ClientSession:
-        # Left to itself the transport keeps aiohttp's limit of 100 connections. An idle connection is let go before the
-        # server does it: uvicorn (vLLM, LiteLLM) and Node close after 5 s, and a POST that meets the closing is lost.
-        connector = aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=_IDLE_SECONDS)
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),  # one session's routing cookie must not travel with another's prompt
-            trust_env=False,
-            trace_configs=departures.traces(),
-        )
-
-    return departures.watched(AiohttpTransport(client=open_session, verify=context, trust_env=False))
-
-
-# "pool" is the transport's word for the whole of connecting, with name lookup, which "connect" leaves out.
-HTTP_TIMEOUTS = {"timeout": {"connect": _CONNECT_SECONDS, "pool": _CONNECT_SECONDS, "read": None, "write": None}}
-"""The ``extensions`` of every request."""
 
 
 def _bug(model: str, error: Exception) -> ProviderError:

@@ -14,8 +14,8 @@ inturn:live:<session>        stream   the reply that is being written, of a turn
                                       it costs liveness: the reply comes from the database        deleted with its session
 inturn:live:<session>        channel  rung when the stream of that name has more                  nobody: not stored
 inturn:limit:<provider>      hash     when its next call is due (``limits.lua``)                  expiry, once nobody calls
-inturn:limit:<provider>:...  sorted   ``slots``: turns with a moment reserved; ``flight``: with   expiry, once nobody calls
-                             sets     a call under way
+inturn:limit:<provider>:...  sorted   ``slots``, ``chat``: turns with a moment reserved;          expiry, once nobody calls
+                             sets     ``flight``: with a call under way
 inturn:cool:<model>          string   there while all workers are to leave the model alone (429)  expiry
 _kombu.*, unacked*, *.pidbox various  Celery's own bookkeeping                                    Celery
 ===========================  =======  ==========================================================  =====================
@@ -70,7 +70,7 @@ def replies(session_id: int) -> str:
 def limit_keys(provider: str) -> list[str]:
     """What counts a provider's calls: how often, who may call when, and who is calling; ``limits.lua`` says how."""
     name = f"inturn:limit:{provider}"
-    return [name, f"{name}:slots", f"{name}:flight"]
+    return [name, f"{name}:slots", f"{name}:flight", f"{name}:chat"]
 
 
 def cooldown(model: str) -> str:

@@ -54,11 +54,12 @@ def decide(
     ambiguous   timeout, disconnected, truncated, bad_reply, error_in_reply,           up to ``max_ambiguous``,
                 provider_bug, http_408, http_409, http_500 and every other 5xx; and    and ``max_attempts``
                 what is safe elsewhere, where a part of the reply had come before
-    permanent   invalid_request (400), unauthorized (401), forbidden (403),            never
-                not_found (404), unprocessable (422), other 4xx, redirect, refusal,
-                content_filter, reply_too_large, no_key, bad_key, bad_base_url,
-                bad_header, bad_certificates, provider_not_configured,
-                provider_not_loaded
+    permanent   invalid_request (400), context_length_exceeded, unauthorized (401),    never
+                forbidden (403), not_found (404), unprocessable (422), other 4xx,
+                redirect, refusal, content_filter, reply_too_large, no_key, bad_key,
+                bad_base_url, bad_header, bad_certificates,
+                provider_not_configured, provider_not_loaded,
+                unknown_tool
     ==========  =====================================================================  ==========================
 
     Args:

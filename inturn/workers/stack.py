@@ -9,6 +9,7 @@ The linked supervisor takes that lock alone before it goes: whoever comes in tha
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ STOPPING_SECONDS = 15.0  # what a supervisor needs after its workers' grace: to 
 POLL_SECONDS = 0.05
 APPEAR_SECONDS = 0.5
 BROKER = "broker"
+NUMBERED = re.compile(r"( in)? [0-9.]+ s\b|[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,12 @@ def about_silent_broker(home: Path) -> str:
         f"{told}. Its stack (PID {stack.supervisor.pid}) starts it again when that lasts; if nothing changes within half "
         f"a minute, stop that stack (`kill {stack.supervisor.pid}`) and start `inturn up`"
     )
+
+
+def said_once(lines: Sequence[str]) -> list[str]:
+    """Lines without those that a later one says again, of another process or another wait."""
+    latest = {NUMBERED.sub("", line): line for line in lines}
+    return [line for line in lines if latest[NUMBERED.sub("", line)] is line]
 
 
 class StackUse:
@@ -309,6 +317,6 @@ class _Start:
             )
 
     def _last_words(self) -> str:
-        words = " / ".join(last_lines(self._log, 8, after=self._said))
+        words = " / ".join(said_once(last_lines(self._log, 8, after=self._said)))
         said = f"It said: {words}. " if words else ""
         return f"{said}`inturn up` shows more, and so do the logs in {self._log.parent}"

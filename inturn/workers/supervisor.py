@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from types import FrameType
 
-from inturn.models.errors import AlreadyRunningError, InturnError
+from inturn.models.errors import AlreadyRunningError, InturnError, SettingsError
 from inturn.settings import Settings
 from inturn.workers import embedded
 from inturn.workers.children import Child, launch_program, stop_children, stop_orphans
@@ -33,6 +33,7 @@ from inturn.workers.stack import (
     state_file,
     users_lock,
 )
+from inturn.workers.tool_modules import about_missing
 
 TICK_SECONDS = 0.1
 ENTER_SECONDS = 1.0  # others look at the lock by taking it for a moment, so that one refusal means nothing
@@ -86,7 +87,7 @@ class Supervisor:
         self._linger_seconds = linger_seconds
         self._orphan_grace_seconds = orphan_grace_seconds
         self._since = datetime.now(UTC)
-        self._ready = False
+        self._ready = self._was_ready = False
         self._stopping = False
         self._interrupts = 0
         self._unused_since: float | None = None
@@ -105,10 +106,13 @@ class Supervisor:
         """Run the stack until a signal, or until the last user of a linked one has gone. Only in the main thread.
 
         Raises:
+            SettingsError: There is none of the modules that workers are to import, or a worker refuses its settings.
             AlreadyRunningError: A stack runs in this home.
             StorageError: The home or the database cannot be written.
             BrokerUnreachableError: The embedded broker does not start.
         """
+        if missing := about_missing(self._settings):
+            raise SettingsError(missing)
         os.umask(0o077)  # this process is ours alone
         private_directory(self._home)
         with FileLock(stack_lock(self._home)) as lock, FileLock(users_lock(self._home)) as users:
@@ -197,15 +201,26 @@ class Supervisor:
     def _watch(self, users: FileLock) -> None:
         while not self._interrupts and not self._is_unused(users):
             self._end_silent_broker()
+            self._heed_refusals()
             changes = [child.tend() for child in (*self._broker, *self._crew)]
             if any(changes):
                 self._ready = False
                 self._record()
             if not self._ready and self._is_ready():
-                self._ready = True
+                self._ready = self._was_ready = True
                 self._record()
                 self._report("ready")
             time.sleep(TICK_SECONDS)
+
+    def _heed_refusals(self) -> None:
+        """Start nobody again for nothing. In a stack that was at work others go on, and settings may be mended meanwhile.
+
+        Raises:
+            SettingsError: A worker or beat has refused the settings.
+        """
+        refusals = [] if self._was_ready else [child.refusal() for child in self._crew]
+        if refusal := next(filter(None, refusals), None):
+            raise SettingsError(refusal)
 
     def _end_silent_broker(self) -> None:
         """Kill a broker that runs and has not answered for long: it is then started again as any that has died."""

@@ -5,7 +5,6 @@ lane until nothing is ready or its slice is used up. So many turns share one mes
 """
 
 import asyncio
-import hashlib
 import logging
 import random
 import time
@@ -14,16 +13,37 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from inturn.models.failpoints import reached
-from inturn.models.states import AttemptOutcome, Lane, TurnState
+from inturn.models.states import POISONED, AttemptOutcome, Lane, Overflow, TurnState
 from inturn.models.store.working import Claim, Settlement, Started
 from inturn.settings import Settings
+from inturn.tools import ToolContext
 from inturn.workers.cell import CellDiedError, Cells, NoPlaceError
+from inturn.workers.context import Context, Plan, TooMuch
+from inturn.workers.costs import Costs, tokens_of
 from inturn.workers.ledger import Answer, Ledger
-from inturn.workers.limits import Limits
-from inturn.workers.provider import Prompt, ProviderError, Providers, Reply
-from inturn.workers.retries import Again, decide
+from inturn.workers.limits import Ask, Limits
+from inturn.workers.provider import FailureKind, Prompt, ProviderError, Providers, Reply, ToolSpec
+from inturn.workers.retries import Again, GiveUp, decide
+from inturn.workers.settlements import (
+    answered,
+    ended,
+    held_back,
+    idempotency_key,
+    moved_on,
+    quarantined,
+    shrunk,
+    stopped,
+    summed_up,
+    too_late,
+    too_much,
+    unsummed,
+    went_round,
+    went_round_too_often,
+    with_partial,
+)
 from inturn.workers.shares import shares
 from inturn.workers.teller import Teller, Telling
+from inturn.workers.toolbox import Toolbox
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +65,22 @@ class Call:
     """A model call under way."""
 
     started: Started
-    task: "asyncio.Task[Reply]"
+    task: "asyncio.Task[Settlement]"
     stop: Stop | None = None
 
     def break_off(self, stop: Stop) -> None:
         self.stop = self.stop or stop
         self.task.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One call, and all that it is made with."""
+
+    started: Started
+    plan: Plan
+    tools: tuple[ToolSpec, ...]
+    ask: Ask
 
 
 class Turns:
@@ -61,6 +91,9 @@ class Turns:
         draining: whether the worker is stopping: the reply in hand is finished, and nothing new is begun.
         teller: tells replies while they arrive, where somebody may listen.
         limits: of providers, which all workers keep to together.
+        toolbox: what models may call.
+        context: what they are shown.
+        costs: what they cost.
     """
 
     def __init__(
@@ -72,9 +105,13 @@ class Turns:
         draining: Callable[[], bool],
         teller: Teller,
         limits: Limits,
+        *,
+        toolbox: Toolbox,
+        context: Context,
+        costs: Costs,
     ) -> None:
         self.settings, self.ledger, self.providers, self.teller = settings, ledger, providers, teller
-        self.limits = limits
+        self.limits, self.toolbox, self.context, self.costs = limits, toolbox, context, costs
         self.cells = Cells(settings)
         self._hint_soon, self._draining = hint_soon, draining
         self.calls: dict[int, Call] = {}
@@ -92,8 +129,14 @@ class Turns:
         answer = await self.ledger.visit(None, Claim(lane, session_id))
         while answer.started is not None:
             started, turns = answer.started, turns + 1
+            # At once: a plan and a place within a limit may take longer than the heartbeat leaves to leases of nobody.
+            self.held[started.session_id] = started.token
+            self.ledger.handed_out(started)
             try:
-                settlement = await self._permitted(started)
+                settlement = await self._answer(started)
+            except asyncio.CancelledError:
+                self._let_go(started)
+                raise
             except Exception:
                 self._let_go(started)  # nobody works on it: the heartbeat finds its lease to be an orphan's
                 self.teller.forget(started)
@@ -104,48 +147,65 @@ class Turns:
                 self._hint_soon(started, 0.0)
         return turns
 
-    async def _permitted(self, started: Started) -> Settlement | None:
-        """The attempt, if the limits of its provider leave room for it; otherwise it is withdrawn, and the turn waits."""
-        ask = self.limits.ask(started)
-        if wait := await self.limits.wait(ask):
-            back = ended(started, TurnState.QUEUED, None, delay_seconds=wait)
-            return replace(back, waits_for=self.limits.said_of(ask))
-        began, settlement = time.monotonic(), None
+    async def _answer(self, started: Started) -> Settlement | None:
+        """What comes of the attempt on record: a call, if nothing speaks against it."""
+        if started.is_late:
+            return too_late(started)
+        if started.exceeded is not None:
+            return held_back(started)
         try:
-            settlement = await self._attempt(started)
-            return settlement
-        finally:
-            self.ledger.note_call(time.monotonic() - began)
-            self.limits.ended(ask, time.monotonic() - began, counted_tokens(settlement))
+            tools = self.toolbox.specs(started.tools) if started.tools else ()
+        except ProviderError as error:
+            return self._failed(started, error, None)
+        plan = self.context.plan(started, tools)
+        if isinstance(plan, TooMuch):
+            chain = self._chain(started)
+            return moved_on(ended(started, TurnState.QUEUED, None), chain) if chain else too_much(started, plan)
+        ask = self.limits.ask(started, plan.tokens)
+        if wait := await self.limits.wait(ask):
+            return self._put_off(started, ask, wait)
+        return await self._attempt(Round(started, plan, tools, ask))
 
-    async def _attempt(self, started: Started) -> Settlement | None:
+    def _put_off(self, started: Started, ask: Ask, wait: float) -> Settlement:
+        """No call now: the attempt is withdrawn. A model that wants a pause is passed over, where there is another."""
+        if self.limits.is_cooling(ask.model) and (chain := self._chain(started)):
+            return moved_on(ended(started, TurnState.QUEUED, None), chain)
+        return replace(ended(started, TurnState.QUEUED, None, delay_seconds=wait), waits_for=self.limits.said_of(ask))
+
+    async def _attempt(self, round_: Round) -> Settlement | None:
         """Make the call that is on record, and say how it ended; None if the session is somebody else's now."""
+        started = round_.started
         if (former := self.calls.get(started.session_id)) is not None:
             # After a pause for longer than the lease this very process may have claimed the session again.
             self._break_off(former, Stop.LOST)
         self.held[started.session_id] = started.token
         reached("start.after_commit")
-        telling = self.teller.begin(started) if started.streams else None
+        # What a model writes for itself is told to nobody.
+        telling = self.teller.begin(started) if started.streams and round_.plan.sums_up_to is None else None
         try:
-            return with_partial(await self._call(started, telling), telling)
+            settlement = await self._call(round_, telling)
         except asyncio.CancelledError:
             # The slot itself is being stopped. Its turn goes back at once, and nobody is left to wait for the answer.
             self._let_go(started)
-            self.ledger.submit(with_partial(stopped(started, self.settings.max_attempts), telling), None)
+            self.ledger.submit(self._told(round_, stopped(started, self.settings.max_attempts), telling), None)
             raise
+        return None if settlement is None else self._told(round_, settlement, telling)
 
-    async def _call(self, started: Started, telling: Telling | None) -> Settlement | None:
-        prompt = Prompt(started.model, started.messages, started.options, idempotency_key(started))
-        # Workers died over it as often as is allowed: if its reply was the reason, the next to go is a cell.
-        asked = self.cells if started.rescues >= self.settings.effective_max_rescues else self.providers
-        call = Call(started, asyncio.get_running_loop().create_task(asked.reply(started.model, prompt, telling)))
+    def _told(self, round_: Round, settlement: Settlement, telling: Telling | None) -> Settlement:
+        """With what was heard of it, and what it has cost."""
+        heard = settlement if telling is None else with_partial(settlement, telling.text)
+        return self.costs.counted(round_.started, round_.plan, heard)
+
+    async def _call(self, round_: Round, telling: Telling | None) -> Settlement | None:
+        started = round_.started
+        call = Call(started, asyncio.get_running_loop().create_task(self._ask(round_, telling)))
         self.calls[started.session_id] = call
         try:
-            reply = await call.task
+            settlement = await call.task
         except ProviderError as error:
             # Through this frame and the task in it, its traceback would hold the error itself and all that was read.
             error.__traceback__ = None
-            return self._failed(started, error)
+            return self._failed(started, error, round_.plan)
         except NoPlaceError:
             return ended(started, TurnState.QUEUED, None, delay_seconds=random.uniform(*PLACE_SECONDS))
         except CellDiedError as error:
@@ -161,16 +221,85 @@ class Turns:
             if self.calls.get(started.session_id) is call:
                 del self.calls[started.session_id]
         reached("call.after_response")
-        return answered(started, reply)
+        return settlement
 
-    def _failed(self, started: Started, error: ProviderError) -> Settlement:
-        outcome = AttemptOutcome(error.kind)
+    async def _ask(self, round_: Round, telling: Telling | None) -> Settlement:
+        """The call itself, and what the model wants done. A task of its own, which a cancel breaks off."""
+        started, plan = round_.started, round_.plan
+        reply = await self._reply(round_, telling)
+        if plan.sums_up_to is not None:
+            settlement = summed_up(started, reply, plan.sums_up_to)
+        elif not reply.tool_calls or (not started.tools and started.options.get("tools")):
+            settlement = answered(started, reply)  # calls of tools that an option offered are for who sent the prompt
+        elif tool_rounds(started) >= self.settings.max_tool_rounds:
+            settlement = went_round_too_often(started, reply, self.settings.max_tool_rounds)
+        else:
+            context = ToolContext(started.key, started.turn_id, idempotency_key(started), started.model)
+            settlement = went_round(started, reply, await self.toolbox.run(reply.tool_calls, context, started.tools))
+        return self.costs.with_figures(started, settlement, reply)
+
+    async def _reply(self, round_: Round, telling: Telling | None) -> Reply:
+        started, plan, began, counted = round_.started, round_.plan, time.monotonic(), None
+        options = started.options if plan.sums_up_to is None else {}
+        tools = round_.tools if plan.sums_up_to is None else ()
+        key = idempotency_key(started, plan.sums_up_to)
+        prompt = Prompt(started.model, plan.messages, options, key, tools)
+        # Workers died over it as often as is allowed: if its reply was the reason, the next to go is a cell.
+        asked = self.cells if started.rescues >= self.settings.effective_max_rescues else self.providers
+        try:
+            reply = await asked.reply(started.model, prompt, telling)
+            counted = tokens_of(reply)
+            return reply
+        except ProviderError as error:
+            counted = tokens_of(error)
+            raise
+        finally:
+            self.ledger.note_call(time.monotonic() - began)
+            self.limits.ended(round_.ask, time.monotonic() - began, counted)
+
+    def _failed(self, started: Started, error: ProviderError, plan: Plan | None) -> Settlement:
+        """What becomes of a turn whose call failed; without a plan none was made, as it could not be."""
+        outcome = AttemptOutcome(error.kind) if plan is not None else None
         if error.error_type == "rate_limited":
             self.limits.cool(started.model, error.retry_after)
-        verdict = decide(
-            error.kind,
-            attempts=started.attempts,
-            ambiguous=started.ambiguous + (outcome is AttemptOutcome.AMBIGUOUS),
+        verdict = self._verdict(started, error)
+        logger.info(
+            "action=attempt_failed session=%s turn=%s attempt=%d model=%s error=%s again=%s",
+            started.key, started.turn_id, started.attempts, started.model, error.error_type, isinstance(verdict, Again),
+        )  # fmt: skip
+        settlement = ended(
+            started,
+            TurnState.QUEUED if isinstance(verdict, Again) else TurnState.FAILED,
+            outcome,
+            delay_seconds=verdict.delay if isinstance(verdict, Again) else 0.0,
+            error_type=error.error_type,
+            error_message=error.message,
+            status_code=error.status_code,
+            retryable=outcome is not None and outcome is not AttemptOutcome.PERMANENT,
+        )
+        return self.costs.with_figures(started, self._otherwise(started, settlement, error, plan), error)
+
+    def _otherwise(
+        self, started: Started, settlement: Settlement, error: ProviderError, plan: Plan | None
+    ) -> Settlement:
+        """What failed may go better with less of it, or with another model, while attempts are left."""
+        if plan is None or error.error_type in POISONED or not isinstance(self._verdict(started, error, "safe"), Again):
+            return settlement
+        too_long = error.error_type == "context_length_exceeded"
+        if too_long and started.room is None and plan.can_shrink and started.overflow is not Overflow.FAIL:
+            return shrunk(settlement, plan)
+        if chain := self._chain(started):
+            return moved_on(settlement, chain)
+        gave_up = settlement.state is TurnState.FAILED
+        return unsummed(settlement) if gave_up and plan.sums_up_to is not None else settlement
+
+    def _verdict(self, started: Started, error: ProviderError, instead: FailureKind | None = None) -> Again | GiveUp:
+        """What a failure like this means for the turn; ``instead``: taking a permanent one to be of that kind."""
+        kind = instead if instead is not None and error.kind == "permanent" else error.kind
+        return decide(
+            kind,
+            attempts=started.tries,
+            ambiguous=started.ambiguous + (error.kind == "ambiguous"),
             max_attempts=self.settings.max_attempts,
             max_ambiguous=self.settings.max_ambiguous_attempts,
             retry_after=error.retry_after,
@@ -178,24 +307,13 @@ class Turns:
             cap=self.settings.retry_cap_seconds,
             draw=random.random(),
         )
-        again = isinstance(verdict, Again)
-        logger.info(
-            "action=attempt_failed session=%s turn=%s attempt=%d error=%s again=%s",
-            started.key, started.turn_id, started.attempts, error.error_type, again,
-        )  # fmt: skip
-        return Settlement(
-            session_id=started.session_id,
-            token=started.token,
-            number=started.number,
-            attempt=started.attempts,
-            state=TurnState.QUEUED if again else TurnState.FAILED,
-            outcome=outcome,
-            delay_seconds=verdict.delay if isinstance(verdict, Again) else 0.0,
-            error_type=error.error_type,
-            error_message=error.message,
-            status_code=error.status_code,
-            retryable=outcome is not AttemptOutcome.PERMANENT,
-        )
+
+    def _chain(self, started: Started) -> list[str]:
+        """The models that may be asked when this one fails."""
+        if started.fallbacks is not None:
+            return started.fallbacks
+        provider = self.settings.available_providers.get(started.model.partition("/")[0])
+        return [model for model in provider.fallbacks if model != started.model] if provider is not None else []
 
     async def _settle(self, started: Started, settlement: Settlement | None, claim: Claim | None) -> Answer:
         answer = await self.ledger.visit(settlement, claim)
@@ -230,77 +348,5 @@ class Turns:
         call.break_off(stop)
 
 
-def idempotency_key(started: Started) -> str:
-    """The same for every attempt of a turn, and another one in every other deployment: a provider that saw it before
-    answers with what it answered then.
-    """
-    said = started.messages[-1]["content"]
-    return hashlib.sha256(f"{started.key}\0{started.turn_id}\0{said}".encode()).hexdigest()[:32]
-
-
-def ended(
-    started: Started, state: TurnState, outcome: AttemptOutcome | None, *, delay_seconds: float = 0.0
-) -> Settlement:
-    return Settlement(
-        started.session_id,
-        started.token,
-        started.number,
-        started.attempts,
-        state,
-        outcome,
-        delay_seconds=delay_seconds,
-    )
-
-
-def counted_tokens(settlement: Settlement | None) -> int | None:
-    """Of prompt and reply, by the provider; None where it did not say."""
-    if settlement is None or settlement.input_tokens is None or settlement.output_tokens is None:
-        return None
-    return settlement.input_tokens + settlement.output_tokens
-
-
-def with_partial(settlement: Settlement | None, telling: Telling | None) -> Settlement | None:
-    """What was heard of a reply that was cut off is kept where its users can read it. No model is shown it."""
-    if settlement is None or telling is None or settlement.state is TurnState.COMPLETED:
-        return settlement
-    return replace(settlement, partial=telling.text)
-
-
-def stopped(started: Started, max_attempts: int) -> Settlement:
-    """What becomes of a turn whose worker is stopped during its call: it waits again, if it may be called again."""
-    if started.attempts < max_attempts:
-        return ended(started, TurnState.QUEUED, AttemptOutcome.LOST)
-    return replace(
-        ended(started, TurnState.FAILED, AttemptOutcome.LOST),
-        error_type="stopped",
-        error_message=f"its worker was stopped during the last of {max_attempts} attempts",
-        retryable=True,
-    )
-
-
-def quarantined(started: Started, error: CellDiedError) -> Settlement:
-    """The failure that a turn ends as whose reply kills whoever reads it."""
-    logger.error("action=turn_quarantined session=%s turn=%s reason=%s", started.key, started.turn_id, error)
-    return replace(
-        ended(started, TurnState.FAILED, AttemptOutcome.LOST),
-        error_type="worker_lost",
-        error_message=f"{started.rescues} workers died during this turn's calls, and the process that then made its call "
-        f"for it alone {error}: the reply is taken for the reason, and the turn is not tried again by itself: "
-        f"`inturn turn retry {started.turn_id}` does",
-        retryable=True,
-    )
-
-
-def answered(started: Started, reply: Reply) -> Settlement:
-    return Settlement(
-        session_id=started.session_id,
-        token=started.token,
-        number=started.number,
-        attempt=started.attempts,
-        state=TurnState.COMPLETED,
-        outcome=AttemptOutcome.COMPLETED,
-        reply=reply.content,
-        request_id=reply.request_id,
-        input_tokens=reply.input_tokens,
-        output_tokens=reply.output_tokens,
-    )
+def tool_rounds(started: Started) -> int:
+    return sum("tool_calls" in message for message in started.prompt)

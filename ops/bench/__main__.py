@@ -11,11 +11,13 @@ from pathlib import Path
 from types import FrameType
 
 from ops.bench.bare_subject import BareLoop
+from ops.bench.batches import batch_rows
 from ops.bench.circumstances import describe
 from ops.bench.databases import Databases, PostgreSQLDatabases, SQLiteFiles
 from ops.bench.inturn_subject import Inturn
 from ops.bench.lanes import lane_rows
 from ops.bench.latency import history_rows, idle_rows, loaded_rows
+from ops.bench.limits import limit_rows
 from ops.bench.model_server import ModelServer, model_server
 from ops.bench.plain_celery import PLAIN_CELERY
 from ops.bench.processes import ChildFailedError
@@ -152,8 +154,12 @@ def rows_on(kind: str, arguments: argparse.Namespace, bench: Bench, failures: li
             yield from send_rows(databases, broker, repeat)
         if "lanes" in wanted:
             yield from lane_rows(ours, databases, broker, seed, repeat)
+        if "limits" in wanted:
+            yield from limit_rows(ours, databases, broker, seed)
         if "streams" in wanted:
             yield from stream_rows(ours, databases, broker, seed, repeat)
+        if "batches" in wanted:
+            yield from batch_rows(ours, databases, broker, directory, repeat)
         if "start" in wanted:
             yield first_reply_row(databases, broker, directory, repeat)
 

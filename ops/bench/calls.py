@@ -4,7 +4,7 @@ from typing import cast
 
 import httpx
 
-from inturn.workers.provider import HTTP_TIMEOUTS, http_transport
+from inturn.workers.providers.transport import HTTP_TIMEOUTS, http_transport
 
 
 def open_client() -> httpx.AsyncClient:

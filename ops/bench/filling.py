@@ -11,9 +11,10 @@ from sqlalchemy import Connection, Table, insert, select, text, update
 
 from inturn.models.database import Database
 from inturn.models.migrations import upgrade
+from inturn.models.rows import Row
 from inturn.models.states import AttemptOutcome, Lane, TurnState
 from inturn.models.store import opening, sending, working
-from inturn.models.tables import ATTEMPTS, MESSAGES, SESSIONS, TURNS, Row, SessionRow
+from inturn.models.tables import ATTEMPTS, MESSAGES, SESSIONS, TURNS, SessionRow
 from ops.bench.workload import PROMPT, REPLY, TURNS_PER_SESSION
 
 PROVIDER = "bench"

@@ -3,7 +3,8 @@
 Run as a process of its own (``python -m ops.bench.model``), so that what it costs is in nobody's figure. It reads only
 as much HTTP as httpx sends: a request line, headers with a Content-Length, a body of which only one thing matters:
 whether it asks for a stream. Each delta of a stream is the time at which it was sent. ``GET /served`` says how many
-completions were answered. It ends when its standard input does, so that it cannot outlive the bench.
+completions were answered, ``GET /moments`` when each was asked for. It ends when its standard input does, so that it
+cannot outlive the bench.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import random
 import sys
 import time
+from array import array
 from typing import cast
 
 import uvloop
@@ -77,10 +79,11 @@ class Latency:
 
 
 class Served:
-    """How many completions were answered."""
+    """How many completions were answered, and when each was asked for."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.moments = array("d")
 
 
 class Connection(asyncio.Protocol):
@@ -104,7 +107,10 @@ class Connection(asyncio.Protocol):
         request, self._received = self._received, b""
         if request.startswith(b"GET /served"):
             self._transport.write(http_response(b'{"served": %d}' % self._served.count))
+        elif request.startswith(b"GET /moments"):
+            self._transport.write(http_response(json.dumps(self._served.moments.tolist()).encode()))
         else:
+            self._served.moments.append(time.time())
             answer = self._stream if b'"stream":true' in request else self._answer
             self._loop.call_later(self._latency.next(), answer)
 

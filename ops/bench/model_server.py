@@ -27,6 +27,11 @@ class ModelServer:
         with urllib.request.urlopen(f"{self.address}/served") as answer:
             return int(json.load(answer)["served"])
 
+    def moments(self) -> list[float]:
+        """When each of its completions was asked for, in seconds since the epoch, in order."""
+        with urllib.request.urlopen(f"{self.address}/moments") as answer:
+            return [float(moment) for moment in json.load(answer)]
+
 
 @contextmanager
 def model_server(

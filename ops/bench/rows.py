@@ -55,7 +55,19 @@ FIGURES = (
     Figure("memory", "memory per turn in flight", "KiB", lambda reading: reading.memory_kib),
 )
 LOAD_GROUPS = tuple(dict.fromkeys(figure.group for figure in FIGURES))
-GROUPS = (*LOAD_GROUPS, "workers", "latency", "history", "send", "lanes", "streams", "start", "help")
+GROUPS = (
+    *LOAD_GROUPS,
+    "workers",
+    "latency",
+    "history",
+    "send",
+    "lanes",
+    "limits",
+    "streams",
+    "batches",
+    "start",
+    "help",
+)
 
 
 def middle(figure: Figure, readings: Iterable[Reading]) -> float | None:

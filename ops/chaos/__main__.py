@@ -17,6 +17,7 @@ from typing import Any
 
 from inturn.models.errors import DatabaseUnreachableError, SchemaError, SettingsError
 from ops.chaos import catalogue, results
+from ops.chaos.batch import run as batch
 from ops.chaos.fleet import QUICK, FleetError, clean_environment
 from ops.chaos.options import DATABASES, parse
 from ops.chaos.run import Outcome, Plan, play, say
@@ -40,6 +41,8 @@ def stage_of(arguments: argparse.Namespace, kind: str) -> Iterator[Stage]:
             yield stage
         return
     pace = {} if arguments.defaults else dict(QUICK)
+    if arguments.command == "batch" and not arguments.defaults:
+        pace |= batch.PACE
     if arguments.concurrency:
         pace["concurrency"] = arguments.concurrency
     with (
@@ -101,7 +104,10 @@ def perform(arguments: argparse.Namespace, kind: str, rows: list[dict[str, Any]]
 
 
 def act(arguments: argparse.Namespace, stage: Stage) -> Outcome:
-    """Run or soak, as asked for."""
+    """Run, soak or submit, as asked for."""
+    if arguments.command == "batch":
+        attacks = catalogue.chosen(stage.attacks, arguments.faults)
+        return batch.play(stage, batch.Plan(arguments.seed, arguments.lines, arguments.sessions, attacks))
     how: dict[str, Any] = {
         "seed": arguments.seed, "sessions": arguments.sessions, "misbehave": arguments.misbehave,
         "meddle": not arguments.no_meddle,

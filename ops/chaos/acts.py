@@ -29,6 +29,7 @@ SAYINGS: dict[str, str] = {
     "escapes": "\x1b[31mred\x1b[0m \x1b]0;title\x07and\u202e turned\r\nround\x00 \x9b1mbold",
     "long": "word " * 5000,
     "nothing": "",
+    "no_images": "This model does not support image input.",
 }
 FORMS: dict[str, Callable[[str], Any]] = {
     "openai": lambda said: {"error": {"message": said, "type": "refused", "code": None}},

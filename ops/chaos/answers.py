@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from inturn.models.states import TurnState
+from ops.chaos import rounds
 from ops.chaos.entries import Entries
 from ops.chaos.fates import shown
 
@@ -72,16 +73,23 @@ def early(books: Entries) -> Iterator[str]:
 
 
 def misinformed(books: Entries) -> Iterator[str]:
-    """3. The model was shown exactly the completed turns with smaller numbers, as many as the window holds."""
+    """3. The model was shown exactly the completed turns with smaller numbers, as many as the window holds, and what was
+    asked of tools in this one together with what they said.
+    """
     for (session, number), calls in books.calls_of().items():
         if session in books.gone:
             continue
         earlier = (each for each in range(number - 1, 0, -1) if is_completed(books, session, each))
         window = [each for each, _ in zip(earlier, range(books.caps.context_turns), strict=False)]
         history = [row.content for each in reversed(window) for row in books.messages.get((session, each), ())]
+        own = books.asked((session, number))
         for call in calls:
-            if [message["content"] for message in call.messages] != [*history, call.prompt]:
+            known = [message["content"] or "" for message in call.messages]
+            rest = known[len(history) :]
+            if known[: len(history)] != history or rest != (own or [call.prompt])[: len(rest)] or not rest:
                 yield f"call {call.number} of turn {session}.{number} was shown {len(call.messages)} other messages"
+            if fault := rounds.fault({"messages": call.messages}):
+                yield f"call {call.number} of turn {session}.{number} has a call of a tool that dangles: {fault}"
 
 
 def is_completed(books: Entries, session: int, number: int) -> bool:

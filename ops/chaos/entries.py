@@ -84,7 +84,18 @@ class Entries:
         return (one for one in self.log.accepted if one.session not in gone)
 
     def said(self, turn: TurnId, role: str) -> list[str]:
-        return [row.content for row in self.messages.get(turn, ()) if row.role == role]
+        """Without what a model said to tools."""
+        mine = self.messages.get(turn, ())
+        return [row.content for row in mine if row.role == role and "tool_calls" not in (row.data or {})]
+
+    def asked(self, turn: TurnId) -> list[str]:
+        """A turn's prompt, and what was asked of tools and said by them."""
+        steps = self.turns[turn].steps if turn in self.turns else 0
+        return [row.content for row in self.messages.get(turn, ()) if row.position <= steps + 1]
+
+    def rounds(self, turn: TurnId) -> int:
+        """How many answers were no replies."""
+        return self.turns[turn].rounds if turn in self.turns else 0
 
     def calls_of(self) -> dict[TurnId, list[Call]]:
         """The calls of each turn, in the order of their beginning: prompts are unique in a run, joined ones too."""

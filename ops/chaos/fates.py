@@ -51,7 +51,7 @@ def unjustified(books: Entries) -> Iterator[str]:
             continue
         outcomes = Counter(row.outcome for row in tries)
         is_used_up = (
-            len(tries) >= books.caps.max_attempts
+            len(tries) - turn.rounds >= books.caps.max_attempts
             or outcomes[AttemptOutcome.AMBIGUOUS] >= books.caps.max_ambiguous_attempts
             or outcomes[AttemptOutcome.LOST] > books.caps.max_rescues
         )

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from sqlalchemy import text
@@ -323,15 +324,17 @@ class Fleet:
     def _log(self, process: Process) -> Path:
         return self.logs / f"said.{process.pid}"
 
+    def environment(self, way: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
+        """For a process of this deployment: with its settings, and those of the way that it goes."""
+        ours = {f"INTURN_{key.upper()}": as_text(value) for key, value in {**self.values, **way}.items()}
+        return clean_environment(self.home) | ours
+
     def _run(self, word: str, way: Mapping[str, Any]) -> Process:
-        values = {**self.values, **way}
-        ours = {f"INTURN_{key.upper()}": as_text(value) for key, value in values.items()}
         said = self.logs / f"starting.{next(self._numbers)}"
         command = on_another_host(self.home, inturn_command(word)) if self._are_apart else inturn_command(word)
         with said.open("wb") as output:
             process = subprocess.Popen(
-                command, env=clean_environment(self.home) | ours, stdout=output, stderr=output,
-                cwd=self.home, start_new_session=True,
+                command, env=self.environment(way), stdout=output, stderr=output, cwd=self.home, start_new_session=True,
             )  # fmt: skip
         said.rename(self._log(process))
         return process
@@ -353,7 +356,7 @@ def on_another_host(directory: Path, command: Sequence[str]) -> list[str]:
 
 def as_text(value: Any) -> str:
     """A setting as an environment variable writes it."""
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def end_group(process: Process) -> None:

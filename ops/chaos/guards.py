@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.states import Lane, Retention, Role, SessionState, TurnState
-from inturn.models.store.reading import REPLY
+from inturn.models.store.opening import REPLY
 from inturn.models.tables import LEASES, MESSAGES, SESSIONS, TURNS
 
 IDLE = "state LIKE 'idle in transaction%' AND clock_timestamp() - state_change > interval '1 s'"

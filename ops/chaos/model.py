@@ -14,7 +14,12 @@ What it does instead is said in the last user message itself, so that it travels
 ``status``         answer with this status, with ``retry_after`` (as written, or ``{"in": seconds}`` for an HTTP date)
                    or ``retry_after_ms``; ``say`` chooses the message, ``form`` its shape (``SAYINGS``, ``FORMS``)
 ``act``            one of ``ACTS`` in ``acts.py`` or ``streams.py``; some of them take more
+``only``           misbehave as this model only
+``summary``        what to do instead when asked for a summary of a history with this in it (default: nothing)
 ``words``          reply with so many words
+``calls``          call tools, one item for each round: ``{"name", "arguments"}`` (an object, or the text as it is; with
+                   ``id``: another ID, or null for none), or a list of such; then reply, and say what they said.
+                   Calls and results that do not belong together are refused, as by the real ones
 ``gap``            seconds between the events of a stream (default: they leave together)
 =================  ===================================================================================================
 """
@@ -42,12 +47,13 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from ops.chaos import acts, streams
+from inturn.workers.context import SUMMARISE
+from ops.chaos import acts, overlong, rounds, streams
 from ops.chaos.acts import Exchange, refusal, whole
 from ops.chaos.wires import KEY_HEADERS, WIRES, Said, Wire, presented_key, text_of
 
 STOP_SECONDS = 10
-ACTS = acts.ACTS | streams.ACTS
+ACTS = acts.ACTS | streams.ACTS | overlong.ACTS
 
 
 class Model:
@@ -57,9 +63,11 @@ class Model:
         log: where calls are written to; None keeps no log.
         latency: low and high, in seconds, drawn from ``seed``.
         key: what callers must present; empty takes anybody.
+        docile: answer, whatever prompts say.
     """
 
-    def __init__(self, log: Path | None, latency: tuple[float, float], seed: int, key: str) -> None:
+    def __init__(self, log: Path | None, latency: tuple[float, float], seed: int, key: str, docile: bool) -> None:
+        self._docile = docile
         self._log = log.open("ab", buffering=0) if log else None
         self._latency = latency
         self._random = random.Random(seed)
@@ -80,8 +88,8 @@ class Model:
             self._write({"call": number, "end": time.time(), "outcome": outcome})
 
     async def _respond(self, request: web.Request, wire: Wire, asked: dict[str, Any]) -> web.StreamResponse:
-        prompt = next((text_of(m["content"]) for m in reversed(asked["messages"]) if m["role"] == "user"), "")
-        directive = self._directive(request, prompt)
+        prompt = prompt_of(asked["messages"])
+        directive = self._directive(request, asked, prompt)
         if wait := self._draw(directive.get("latency", self._latency)):
             await asyncio.sleep(wait)
         _, presented = presented_key(request.headers)
@@ -89,11 +97,16 @@ class Model:
             directive = {"status": 401, "say": "key"}
         if "status" in directive:
             return refusal(directive, wire, presented, prompt)
+        if fault := rounds.fault(asked):
+            return web.json_response({"error": {"type": "invalid_request_error", "message": fault}}, status=400)
         total = wire.total(asked)
         content = f"reply to: {prompt} (seen {total} messages)"
         if "words" in directive:
             content = " ".join(f"word{number}" for number in range(directive["words"]))
-        exchange = Exchange(request, wire, asked, directive, Said(content, total))
+        said = Said(content + "".join(f"; a tool said: {text}" for text in rounds.said(asked["messages"])), total)
+        if calls := rounds.next_calls(directive.get("calls", []), asked["messages"]):
+            said = Said(directive.get("text"), total, calls=calls)
+        exchange = Exchange(request, wire, asked, directive, said)
         if "act" in directive:
             return await ACTS[directive["act"]](exchange)
         request_id = {wire.request_id: f"req-{self._calls}"}
@@ -101,11 +114,15 @@ class Model:
             return await streams.pour(exchange, exchange.events, every=directive.get("gap", 0), headers=request_id)
         return whole(exchange.reply, **request_id)
 
-    def _directive(self, request: web.Request, prompt: str) -> dict[str, Any]:
+    def _directive(self, request: web.Request, asked: dict[str, Any], prompt: str) -> dict[str, Any]:
         _, found, rest = prompt.partition("!{")
-        if not found:
+        if not found or self._docile:
             return {}
         directive: dict[str, Any] = json.JSONDecoder().raw_decode("{" + rest)[0]
+        if asked["messages"][0]["content"] == SUMMARISE:
+            directive = directive.get("summary", {})
+        if directive.get("only", asked["model"]) != asked["model"]:
+            return {}
         turn = request.headers.get("Idempotency-Key", prompt)
         self._misbehaved[turn] += 1
         if self._misbehaved[turn] > directive.get("times", float("inf")):
@@ -135,7 +152,7 @@ class Model:
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    model = Model(arguments.log, tuple(arguments.latency), arguments.seed, arguments.key)
+    model = Model(arguments.log, tuple(arguments.latency), arguments.seed, arguments.key, arguments.docile)
     application = web.Application(client_max_size=1024**3)
     for wire in WIRES:
         application.router.add_post("/{under:.*}" + wire.place, functools.partial(model.handle, wire=wire))
@@ -160,11 +177,17 @@ def main() -> None:
     parser.add_argument("--latency", type=float, nargs=2, default=(0.0, 0.0), metavar=("LOW", "HIGH"), help="seconds")
     parser.add_argument("--seed", type=int, default=0, help="of the latency")
     parser.add_argument("--key", default="", help="refuse callers who present another one")
+    parser.add_argument("--docile", action="store_true", help="answer, whatever prompts say")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input does")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.run(serve(parser.parse_args()))
+
+
+def prompt_of(messages: list[dict[str, Any]]) -> str:
+    """What somebody said last; what tools said since then is no prompt."""
+    return next((text_of(message["content"]) for message in reversed(messages) if rounds.is_prompt(message)), "")
 
 
 @dataclass
@@ -193,7 +216,7 @@ class Call:
 
     @property
     def prompt(self) -> str:
-        return text_of(self.messages[-1]["content"])
+        return prompt_of(self.messages)
 
     @property
     def key(self) -> str | None:
@@ -203,10 +226,19 @@ class Call:
 class ModelServer:
     """The server as a child process that ends with this one, however this one ends."""
 
-    def __init__(self, *, port: int = 0, latency: tuple[float, float] = (0, 0), seed: int = 0, key: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        latency: tuple[float, float] = (0, 0),
+        seed: int = 0,
+        key: str = "",
+        docile: bool = False,
+    ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="inturn-model-")
         self._log = Path(self._directory.name) / "calls.jsonl"
         flags = [f"--port={port}", f"--log={self._log}", f"--seed={seed}", f"--key={key}", "--with-parent"]
+        flags += ["--docile"] if docile else []
         self._child = subprocess.Popen(
             [sys.executable, "-m", "ops.chaos.model", *flags, "--latency", *map(str, latency)],
             cwd=Path(__file__).parents[2],

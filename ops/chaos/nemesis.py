@@ -93,6 +93,7 @@ class Nemesis:
     Args:
         patience: how many seconds a worker may be silent before it can lose its leases.
         settle: waits until everybody is at work again.
+        alone: for how many seconds every other fault of those that are measured is followed by nothing.
     """
 
     def __init__(
@@ -102,9 +103,10 @@ class Nemesis:
         patience: float,
         pause: tuple[float, float] = PAUSE_SECONDS,
         settle: Callable[[], object] = lambda: None,
+        alone: float = ALONE_SECONDS,
     ) -> None:
         self.current = ""
-        self._settle = settle
+        self._settle, self._alone = settle, alone
         self._attacks, self._patience, self._pause = list(attacks), patience, pause
         self._dice = random.Random(seed)
         self._deck: list[Attack] = []
@@ -119,7 +121,7 @@ class Nemesis:
                 fault.detail["after_recovery"] = waits
                 fault.detail["left_alone"] = fault.kind in MEASURED and self._dice.random() < 0.5
                 if fault.detail["left_alone"]:
-                    time.sleep(ALONE_SECONDS)
+                    time.sleep(self._alone)
                 yield fault
 
     def _draw(self) -> Attack:

@@ -4,6 +4,7 @@ import json
 import random
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, get_args
@@ -19,6 +20,9 @@ from ops.chaos.promises import Log, Population
 THREADS = 4
 LATER, LATER_SECONDS = 0.2, (0.1, 1.0)
 """The share of prompts to meddled sessions that are not to be answered before a while has passed."""
+NOTE = {"name": "note"}
+ROUNDS: tuple[list[Any], ...] = ([NOTE], [[NOTE, NOTE]], [NOTE, [NOTE, NOTE], NOTE])
+"""What a model wants called, round by round."""
 MEDDLED = 0.3
 """The share of prompts that goes to meddled and doomed sessions, where there are any."""
 
@@ -34,6 +38,8 @@ class Producers:
         misbehave: the share of prompts that tell the model server to misbehave, in sessions of their own.
         meddle: whether there are sessions besides that are cancelled in, deleted, and left to expire.
         after: is added to every plain prompt: what the model server is to do.
+        rounds: the share of plain prompts for which the model calls the tool ``note``.
+        tools: what plain sessions allow; of others, a model is told that there are none.
     """
 
     def __init__(
@@ -48,10 +54,13 @@ class Producers:
         misbehave: float = 0.0,
         meddle: bool = False,
         after: str = "",
+        rounds: float = 0.0,
+        tools: Sequence[str] = (),
     ) -> None:
         self.log = Log(run)
         self._client, self._run, self._after = client, run, after
-        self._rate, self._seconds, self._misbehave = rate, seconds, misbehave
+        self._rate, self._seconds, self._misbehave, self._rounds = rate, seconds, misbehave, rounds
+        self._tools = list(tools)
         sizes = {Population.PLAIN: sessions}
         if misbehave:
             sizes[Population.MISBEHAVING] = max(2, sessions // 5)
@@ -69,7 +78,8 @@ class Producers:
 
     def _crowd(self, population: Population, size: int) -> list[Correspondent]:
         keys = (f"{self._run}-{population}-{number}" for number in range(size))
-        return [Correspondent(self._client, self.log, key, population) for key in keys]
+        how = {"tools": self._tools} if population is Population.PLAIN and self._tools else {}
+        return [Correspondent(self._client, self.log, key, population, **how) for key in keys]
 
     def _thread(self, seed: str, work: Work) -> threading.Thread:
         def run() -> None:
@@ -128,6 +138,8 @@ class Producers:
             turn = to.send(prompt, dice, when_busy=dice.choice(get_args(WhenBusy)), **meddled(dice))
             if turn is not None:
                 self._meddlers.recent.append(turn)
+        elif population is Population.PLAIN and dice.random() < self._rounds:
+            to.send(f"{prompt} !{json.dumps({'calls': dice.choice(ROUNDS)})}", dice)
         else:
             to.send(prompt if population is Population.DOOMED else f"{prompt}{self._after}", dice)
 

@@ -32,6 +32,7 @@ class Plan:
         rate: prompts per second.
         misbehave: the share of prompts that make the model misbehave.
         meddle: whether prompts are cancelled, and sessions deleted and expired.
+        rounds: the share of prompts to plain sessions for which the model calls tools.
     """
 
     seconds: float
@@ -40,6 +41,7 @@ class Plan:
     sessions: int = 100
     misbehave: float = 0.03
     meddle: bool = True
+    rounds: float = 0.1
     attacks: Sequence[Attack] = ()
 
 
@@ -73,6 +75,7 @@ def play(stage: Stage, plan: Plan) -> Outcome:
         producers = Producers(
             client, run, plan.seed,
             sessions=plan.sessions, rate=plan.rate, seconds=plan.seconds, misbehave=plan.misbehave, meddle=plan.meddle,
+            rounds=plan.rounds, tools=stage.tools,
         )  # fmt: skip
         with progress(lambda: state_of(stage, run, producers, nemesis)):
             try:

@@ -22,14 +22,14 @@ def uncounted(books: Entries) -> Iterator[str]:
     """4. Calls <= attempts recorded <= the cap."""
     gone, calls_of = books.gone, books.calls_of()
     for turn, calls in calls_of.items():
-        if len(calls) > books.caps.max_attempts:
+        if len(calls) - books.rounds(turn) > books.caps.max_attempts:
             yield f"turn {shown(turn)} was called {len(calls)} times, and {books.caps.max_attempts} are allowed"
         recorded = len(books.tries.get(turn, ()))
         if len(calls) > recorded and turn[0] not in gone:
             yield f"turn {shown(turn)} was called {len(calls)} times, and {recorded} attempts are on record"
     for turn, row in books.turns.items():
         numbers = [each.number for each in books.tries.get(turn, ())]
-        if numbers != list(range(1, row.attempts + 1)) or row.attempts > books.caps.max_attempts:
+        if numbers != list(range(1, row.attempts + 1)) or row.attempts - row.rounds > books.caps.max_attempts:
             yield f"turn {shown(turn)} counts {row.attempts} attempts, and {numbers} are on record"
         if row.state == TurnState.COMPLETED and "200" not in {call.outcome for call in calls_of.get(turn, ())}:
             yield f"turn {shown(turn)} was answered by nobody"
@@ -78,7 +78,7 @@ def stale(books: Entries) -> Iterator[str]:
         yield from superseded(session, tries)
     for turn, row in books.turns.items():
         outcomes = [each.outcome for each in books.tries.get(turn, ())]
-        kept = outcomes.count(AttemptOutcome.COMPLETED)
+        kept = outcomes.count(AttemptOutcome.COMPLETED) - row.rounds
         if kept != (row.state == TurnState.COMPLETED) or (kept and outcomes[-1] != AttemptOutcome.COMPLETED):
             yield f"turn {shown(turn)} is {row.state}, and its attempts ended {outcomes}"
         if row.finished_at is not None and None in outcomes:
@@ -99,15 +99,15 @@ def superseded(session: int, tries: list[Any]) -> Iterator[str]:
 
 
 def repeated_calls(books: Entries) -> int:
-    """Calls beyond one per turn."""
-    return sum(len(calls) - 1 for calls in books.calls_of().values())
+    """Calls beyond one per turn, and one for each round."""
+    return sum(len(calls) - 1 - books.rounds(turn) for turn, calls in books.calls_of().items())
 
 
 def wasted_replies(books: Entries) -> int:
     """Replies that were paid for and not kept; what the model was told to spoil does not count."""
     wasted = 0
-    for calls in books.calls_of().values():
+    for turn, calls in books.calls_of().items():
         _, spoilt = told(calls[0].prompt)
         good = sum(call.outcome == "200" for place, call in enumerate(calls) if place >= spoilt)
-        wasted += max(0, good - 1)
+        wasted += max(0, good - 1 - books.rounds(turn))
     return wasted

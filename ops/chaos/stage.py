@@ -54,6 +54,7 @@ class Stage:
         left_out: what may not, and why.
         fleet, network, redis, postgres: what is ours.
         logs: where our processes write what they say.
+    tools: those that its workers have of ours.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class Stage:
     redis: RedisServer | None = None
     postgres: PostgresServer | None = None
     logs: Path | None = None
+    tools: tuple[str, ...] = ()
 
     def client(self) -> Client:
         return Client(self.settings)
@@ -156,13 +158,13 @@ def our_stage(
         settings = [settings_on(way, url, broker.url) for way in ways]
         fleet = Fleet(
             home, url, broker, {"server": provider(model.base_url)}, ways=settings[:-1], logs=logs, pace=pace,
-            are_apart=are_apart, default_model="server/model",
+            are_apart=are_apart, default_model="server/model", tool_modules=["ops.chaos.workbench"],
         )  # fmt: skip
         stack.callback(fleet.stop)
         sender = Settings.load(**fleet.values | (settings[-1] if settings else {}))
         stage = Stage(
             kind, sender, fleet.database, model, broker.url,
-            fleet=fleet, network=network, redis=broker, postgres=postgres, logs=logs,
+            fleet=fleet, network=network, redis=broker, postgres=postgres, logs=logs, tools=("note",),
         )  # fmt: skip
         stage.attacks = attacks_on(stage, fleet, ways, longest(seconds))
         if no_disk:

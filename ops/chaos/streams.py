@@ -165,10 +165,11 @@ async def tight(exchange: Exchange) -> web.StreamResponse:
 async def usage_with_last_choice(exchange: Exchange) -> web.StreamResponse:
     """And the figures so far with every chunk before it, as vLLM can."""
     assert isinstance(exchange.wire, OpenAI)
+    cached_figures = figures(7, 5) | {"prompt_tokens_details": {"cached_tokens": 4}}
     chunks: list[dict[str, Any]] = [
         {"id": "c", "choices": [{"index": 0, "delta": {"content": "Hello"}}], "usage": figures(7, 1)},
         {"id": "c", "choices": [{"index": 1, "delta": {"content": "other"}}], "usage": None},
-        {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": figures(7, 5)},
+        {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": cached_figures},
         {"id": "c", "choices": [], "usage": None},
     ]
     return await pour(exchange, [*map(event, chunks), exchange.wire.done])
@@ -176,6 +177,47 @@ async def usage_with_last_choice(exchange: Exchange) -> web.StreamResponse:
 
 def figures(prompt: int, reply: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+
+
+async def brimful_call(exchange: Exchange) -> web.StreamResponse:
+    """Arguments of more than the cap, for the first call."""
+    long = replace(exchange.said.calls[0], arguments='{"a": "' + "x" * BRIM + '"}', piece=65536)
+    return exchange.with_said(calls=(long,))
+
+
+async def pour_calls(exchange: Exchange, *fragments: dict[str, Any]) -> web.StreamResponse:
+    assert isinstance(exchange.wire, OpenAI)
+    chunks = [{"choices": [{"index": 0, "delta": {"tool_calls": [one]}}]} for one in fragments]
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+    return await pour(exchange, [*map(event, [*chunks, last]), exchange.wire.done])
+
+
+async def calls_without_index(exchange: Exchange) -> web.StreamResponse:
+    function = {"arguments": '{"a'}
+    return await pour_calls(
+        exchange,
+        {"id": "a", "function": {"name": "add", "arguments": ""}},
+        {"function": function},
+        {"id": "a", "function": {"arguments": '":2}'}},
+        {"id": "b", "function": {"name": "now"}},
+    )
+
+
+async def calls_of_one_index(exchange: Exchange) -> web.StreamResponse:
+    """As some have it who send each call whole."""
+    return await pour_calls(
+        exchange,
+        {"index": 0, "id": "a", "function": {"name": "add", "arguments": '{"a":2}'}},
+        {"index": 0, "id": "b", "function": {"name": "now", "arguments": ""}},
+    )
+
+
+async def calls_as_objects(exchange: Exchange) -> web.StreamResponse:
+    return await pour_calls(
+        exchange,
+        {"index": 0, "id": "a", "function": {"name": "add", "arguments": {"a": 2}}},
+        {"index": 1, "id": "b", "function": {"name": "now", "arguments": None}},
+    )
 
 
 async def brimful_stream(exchange: Exchange) -> web.StreamResponse:
@@ -212,6 +254,6 @@ ACTS: dict[str, Act] = {
         *(cut_stream, half_stream, hang_stream, error_half, error_first, garbage_half, endless_event),
         *(endless_comments, gzip_stream, split_pair, split_bytes, drip_stream, kept_open, no_end, no_end_cut),
         *(no_end_kept_open, talk_on, crlf, tight, usage_with_last_choice, brimful_stream, over_the_brim_stream),
-        *(streams_anyway, cached, parts),
+        *(streams_anyway, cached, parts, brimful_call, calls_without_index, calls_of_one_index, calls_as_objects),
     )
 }

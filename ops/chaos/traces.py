@@ -9,7 +9,7 @@ import redis
 from sqlalchemy import String, Table, cast, or_, select
 
 from inturn.models.database import Database
-from inturn.models.tables import Row
+from inturn.models.rows import Row
 from ops.chaos.entries import Entries
 from ops.chaos.promises import Deleted, Population
 

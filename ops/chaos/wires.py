@@ -2,11 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
+
+from ops.chaos.rounds import Call
 
 WORD = re.compile(r"\s*\S+\s*|\s+")
 KEY_HEADERS = ("Authorization", "X-Api-Key", "Api-Key")
@@ -20,6 +22,7 @@ class Said:
         pieces: what a stream tells it in; None: word by word.
         stop: ``stop``, ``length``, ``refusal`` or ``content_filter``.
         usage: in place of the true figures; empty for none at all.
+        calls: of tools, behind the text.
     """
 
     content: str | None
@@ -28,6 +31,7 @@ class Said:
     pieces: tuple[str, ...] | None = None
     usage: dict[str, Any] | None = None
     ident: str = "of-the-model-server"
+    calls: tuple[Call, ...] = ()
 
     @property
     def words(self) -> list[str]:
@@ -62,6 +66,14 @@ def dump(value: Any) -> bytes:
         return json.dumps(value).encode()
 
 
+def read(arguments: str) -> Any:
+    """An object, as Messages has it; what is none stays the text that it is."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
 def event(data: Any, name: str = "") -> bytes:
     body = data if isinstance(data, bytes) else dump(data)
     return (b"event: %s\n" % name.encode() if name else b"") + b"data: " + body + b"\n\n"
@@ -78,7 +90,7 @@ def presented_key(headers: Mapping[str, str]) -> tuple[str, str]:
 def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part.get("text", "") for part in content)
+    return "".join(part.get("text", "") for part in content or ())
 
 
 class OpenAI:
@@ -95,6 +107,8 @@ class OpenAI:
         message: dict[str, Any] = {"role": "assistant", "content": said.content}
         if said.stop == "refusal":
             message = {"role": "assistant", "content": None, "refusal": said.content}
+        if said.calls:
+            message["tool_calls"] = [self._call(call) for call in said.calls]
         choice = {"index": 0, "message": message, "finish_reason": self._reason(said)}
         whole: dict[str, Any] = {"id": said.ident, "object": "chat.completion", "choices": [choice]}
         if usage := said.figures("prompt_tokens", "completion_tokens"):
@@ -107,6 +121,7 @@ class OpenAI:
         usage = said.figures("prompt_tokens", "completion_tokens")
         events = [self._chunk(said, {"role": "assistant", "content": None})]
         events += [self._chunk(said, {part: word}) for word in said.words]
+        events += [self._chunk(said, {"tool_calls": [fragment]}) for fragment in self._fragments(said)]
         events.append(last)
         if usage and (asked.get("stream_options") or {}).get("include_usage"):
             events.append({**last, "choices": [], "usage": usage})
@@ -123,7 +138,20 @@ class OpenAI:
         payload = {"choices": {"0": [1]}, "usage": 7, "id": 3}
         return event(payload) + self.done if is_stream else dump(payload)
 
+    def _call(self, call: Call, arguments: str | None = None) -> dict[str, Any]:
+        function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}
+        ident = {"id": call.ident} if call.ident is not None else {}
+        return {**ident, "type": "function", "function": function}
+
+    def _fragments(self, said: Said) -> Iterator[dict[str, Any]]:
+        for index, call in enumerate(said.calls):
+            yield {"index": index, **self._call(call, "")}
+            for piece in call.pieces:
+                yield {"index": index, "function": {"arguments": piece}}
+
     def _reason(self, said: Said) -> str:
+        if said.calls and said.stop == "stop":
+            return "tool_calls"
         return "stop" if said.stop == "refusal" else said.stop
 
     def _chunk(self, said: Said, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
@@ -143,6 +171,7 @@ class Anthropic:
     def whole(self, said: Said) -> dict[str, Any]:
         content = [{"type": "thinking", "thinking": "Hm.", "signature": "s"}]
         content += [{"type": "text", "text": said.content}] if said.content is not None else []
+        content += [self._use(call) | {"input": read(call.arguments)} for call in said.calls]
         whole = self._message(said) | {"content": content, "stop_reason": self._reason(said)}
         if usage := said.figures("input_tokens", "output_tokens"):
             whole["usage"] = usage
@@ -164,6 +193,7 @@ class Anthropic:
             ),
             self._event("ping"),
             self._event("content_block_stop", index=1),
+            *self._fragments(said),
             self._event("message_delta", delta=delta, **ended),
             self._event("message_stop"),
         ]
@@ -188,7 +218,21 @@ class Anthropic:
     def _message(self, said: Said) -> dict[str, Any]:
         return {"id": said.ident, "type": "message", "role": "assistant", "content": []}
 
+    def _use(self, call: Call) -> dict[str, Any]:
+        ident = {"id": call.ident} if call.ident is not None else {}
+        return {**ident, "type": "tool_use", "name": call.name, "input": {}}
+
+    def _fragments(self, said: Said) -> Iterator[bytes]:
+        for index, call in enumerate(said.calls, 2):
+            yield self._event("content_block_start", index=index, content_block=self._use(call))
+            for piece in call.pieces:
+                delta = {"type": "input_json_delta", "partial_json": piece}
+                yield self._event("content_block_delta", index=index, delta=delta)
+            yield self._event("content_block_stop", index=index)
+
     def _reason(self, said: Said) -> str:
+        if said.calls and said.stop == "stop":
+            return "tool_use"
         return {"stop": "end_turn", "length": "max_tokens"}.get(said.stop, said.stop)
 
     def _event(self, name: str, **fields: Any) -> bytes:

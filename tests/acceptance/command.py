@@ -15,10 +15,11 @@ from inturn.models.database import Database
 from inturn.models.store import opening
 from inturn.models.store.opening import NewSession
 from inturn.workers.stack import inturn_command
+from tests import warm
 from tests.acceptance.deployment import clean_environment
 from tests.stacks import wait_until
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 100
 START_SECONDS = 30
 PASSWORD = "hidden-7c1f"
 """Is in no sentence."""
@@ -35,6 +36,8 @@ class Inturn:
 
     def run(self, *words: str, typed: str = "", through: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; ``through`` is a program that becomes it."""
+        if not through:
+            return warm.run(words, self.environment, Path.cwd(), typed, timeout=PATIENCE_SECONDS)
         return subprocess.run(
             [*through, *inturn_command(*words)], env=self.environment, input=typed, capture_output=True, text=True,
             check=False, timeout=PATIENCE_SECONDS,

@@ -28,25 +28,33 @@ def model() -> Iterator[ModelServer]:
 
 @pytest.fixture(scope="session")
 def providers(model: ModelServer) -> dict[str, Any]:
-    """``server`` misbehaves on request; nobody listens where ``nobody`` is."""
+    """``server`` misbehaves on request, ``claude`` is the same that speaks Messages; nobody listens where ``nobody`` is."""
     return {
         "server": {"type": "openai", "base_url": model.base_url, "api_key_env": KEY_VARIABLE},
+        "claude": {"type": "anthropic", "base_url": model.base_url, "api_key_env": KEY_VARIABLE},
         "nobody": {"type": "openai", "base_url": f"http://127.0.0.1:{free_port()}/v1", "api_key_env": KEY_VARIABLE},
+        # Who fails here leans on ``server``.
+        "leaning": {
+            "base_url": model.base_url,
+            "api_key_env": KEY_VARIABLE,
+            "fallbacks": ["server/crutch"],
+            "models": {"tiny": {"context_tokens": 400}},
+        },
     }
 
 
 def make_deployment(
-    request: pytest.FixtureRequest, factory: pytest.TempPathFactory, providers: dict[str, Any]
+    request: pytest.FixtureRequest, factory: pytest.TempPathFactory, providers: dict[str, Any], **more: Any
 ) -> Iterator[Deployment]:
     home = factory.mktemp("home") / "inturn"
     if request.param == "embedded":
-        yield from closing(Deployment(home, providers))
+        yield from closing(Deployment(home, providers, **more))
         return
     postgres, redis = request.getfixturevalue("postgres"), request.getfixturevalue("redis")
     database_url = postgres.create_database()  # dropped with the server: each drop waits for a checkpoint
     # Each has a Redis database of its own: hints name sessions by numbers that count from 1 in every deployment.
     broker_url = make_url(redis.url).set(database=str(next(broker_databases) % 16)).render_as_string(False)
-    yield from closing(Deployment(home, providers, database_url, broker_url))
+    yield from closing(Deployment(home, providers, database_url, broker_url, **more))
 
 
 def closing(deployment: Deployment) -> Iterator[Deployment]:

@@ -7,13 +7,14 @@ PostgreSQL and Redis).
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from sqlalchemy import inspect, text
@@ -25,6 +26,8 @@ from inturn.models.store.presence import WorkerInfo
 from inturn.workers.processes import ProcessIdentity
 from inturn.workers.stack import StackInfo, inturn_command
 from ops.chaos import fleet
+from tests import warm
+from tests.acceptance import toolshed
 from tests.stacks import wait_until
 
 WORKERS = 2
@@ -55,6 +58,10 @@ def clean_environment(config: Path) -> dict[str, str]:
     return fleet.clean_environment(config) | {KEY_VARIABLE: KEY}
 
 
+def as_variables(settings: dict[str, Any]) -> dict[str, str]:
+    return {f"INTURN_{name.upper()}": json.dumps(value) for name, value in settings.items()}
+
+
 class Deployment:
     """One database, one broker, and the processes that a test has started on them.
 
@@ -62,27 +69,35 @@ class Deployment:
         home: a directory of its own; the embedded database and broker live there.
         providers: by name, as in ``inturn.toml``.
         database_url, broker_url: empty for the embedded ones.
+        more: settings that it has besides ``PACE``, or in place of them.
     """
 
-    def __init__(self, home: Path, providers: dict[str, Any], database_url: str = "", broker_url: str = "") -> None:
-        self.home = home
+    def __init__(
+        self, home: Path, providers: dict[str, Any], database_url: str = "", broker_url: str = "", **more: Any
+    ) -> None:
+        self.home, self.more = home, more
         self._urls = {"database_url": database_url, "broker_url": broker_url}
         self.is_embedded = not (database_url or broker_url)
-        self._processes: dict[subprocess.Popen[bytes], Path] = {}
+        self._processes: dict[warm.Process, Path] = {}
         self._started = 0
-        home.mkdir(mode=0o700, parents=True)
+        self.furnish()
         self.configure(providers)
 
-    def configure(self, providers: dict[str, Any]) -> None:
-        """From now on with these providers: for clients, and for processes that are started."""
-        self.providers = providers
+    def furnish(self) -> None:
+        """Make the home, with the module in it whose tools the workers have."""
+        self.home.mkdir(mode=0o700, parents=True)
+        shutil.copy(toolshed.__file__, self.home)
+
+    def configure(self, providers: dict[str, Any], **more: Any) -> None:
+        """From now on with these providers and settings: for clients, and for processes that are started."""
+        self.providers, self.more = providers, self.more | more
         clean = clean_environment(self.home)
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(clean):
                 patch.delenv(name)
             patch.setenv("XDG_CONFIG_HOME", clean["XDG_CONFIG_HOME"])
             patch.chdir(self.home)
-            self.settings = Settings.load(home=self.home, providers=providers, **self._urls, **PACE)
+            self.settings = Settings.load(home=self.home, providers=providers, **self._urls, **PACE | self.more)
 
     def client(self) -> Client:
         return Client(self.settings)
@@ -106,7 +121,16 @@ class Deployment:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return subprocess.run(inturn_command(*words), check=False, capture_output=True, text=True, **self._place())
+        return warm.run(words, **self._place())
+
+    @contextmanager
+    def process(self, *words: str, output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+        """A command in the background, which is ended with the block."""
+        with subprocess.Popen(inturn_command(*words), stdout=output, stderr=output, **self._place()) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def await_workers(self, workers: int = WORKERS, *, beat: bool = True) -> None:
         """Wait until so many workers are alive, and a beat."""
@@ -119,9 +143,12 @@ class Deployment:
         alive = [process.kind for process in known if process.alive]
         return alive.count(ProcessKind.WORKER) >= workers and alive.count(ProcessKind.BEAT) >= beat
 
-    def kill(self, worker: int) -> None:
-        """SIGKILL for the worker of this PID; another one is started, by the supervisor or here."""
-        os.kill(worker, signal.SIGKILL)
+    def kill(
+        self, worker: int, by: signal.Signals = signal.SIGKILL, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """A signal for the worker of this PID that ends it; another one is started, by the supervisor or here."""
+        os.kill(worker, by)
+        meanwhile()
         for process in [mine for mine in self._processes if mine.pid == worker]:
             process.wait(STOP_SECONDS)
             del self._processes[process]
@@ -146,7 +173,7 @@ class Deployment:
                 self._kill_with_children(process)
         self._processes.clear()
 
-    def _kill_with_children(self, process: subprocess.Popen[bytes]) -> None:
+    def _kill_with_children(self, process: warm.Process) -> None:
         children: list[ProcessIdentity] = list((StackInfo.read(self.home) or StackInfo()).children.values())
         process.kill()
         process.wait(STOP_SECONDS)
@@ -156,14 +183,7 @@ class Deployment:
     def python(self, program: str, *arguments: str) -> Any:
         """Run a program that uses the SDK in a process of its own; returns what it passes to ``answer``."""
         prelude = "import json, sys\nfrom inturn import *\nanswer = lambda value: print(json.dumps(value))\n"
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", prelude + program, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=START_SECONDS,
-            **self._place(),
-        )
+        done = warm.run(arguments, program=prelude + program, timeout=START_SECONDS, **self._place())
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -171,18 +191,15 @@ class Deployment:
         """Where our processes run: with our settings, and in a directory without anybody's ``inturn.toml``."""
         values = {"home": self.home, "providers": json.dumps(self.providers), **self._urls, **PACE}
         ours = {f"INTURN_{name.upper()}": str(value) for name, value in values.items()}
-        return {"env": clean_environment(self.home) | ours, "cwd": self.home}
+        more = as_variables({"tool_modules": ["toolshed"], **self.more})
+        return {"env": clean_environment(self.home) | ours | more, "cwd": self.home}
 
     def _run(self, *words: str) -> None:
         self._started += 1
         said = self.home / f"said.{self._started}"
-        with said.open("wb") as output:
-            process = subprocess.Popen(
-                inturn_command(*words), stdout=output, stderr=output, start_new_session=True, **self._place()
-            )
-        self._processes[process] = said
+        self._processes[warm.Process(words, output=said, **self._place())] = said
 
-    def _last_words(self, process: subprocess.Popen[bytes]) -> str:
+    def _last_words(self, process: warm.Process) -> str:
         return self._processes[process].read_text()[-2000:]
 
     def query(self, sql: str, **values: Any) -> list[Any]:

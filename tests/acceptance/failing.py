@@ -3,12 +3,11 @@ that are started, stopped and ended one by one.
 """
 
 import json
+import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from sqlalchemy import text
 from inturn import Client, Session, Settings, Turn
 from inturn.models.database import Database
 from inturn.models.failpoints import EXIT_CODE, VARIABLE
-from inturn.workers.stack import inturn_command
+from inturn.models.states import ProcessKind
 from ops.chaos.model import Call, ModelServer
+from tests import warm
+from tests.acceptance import toolshed
 from tests.acceptance.deployment import clean_environment
 
 FAULT_SECONDS, REPAIR_SECONDS, STOP_SECONDS = 60, 40, 10
@@ -51,12 +52,9 @@ from inturn.models.failpoints import FailpointError
 class Actor:
     """A process of inturn, or one that uses the SDK, and what it has said."""
 
-    def __init__(self, command: list[str], said: Path, environment: dict[str, str]) -> None:
+    def __init__(self, words: Sequence[str], said: Path, environment: dict[str, str], program: str | None) -> None:
         self._said = said
-        with said.open("wb") as output:
-            self.process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment, cwd=said.parent, start_new_session=True
-            )
+        self.process = warm.Process(words, environment, said.parent, said, program=program)
 
     def said(self) -> str:
         return self._said.read_text(errors="replace")
@@ -102,11 +100,12 @@ class Stage:
 
     def __init__(self, home: Path, database_url: str, broker_url: str, model: ModelServer) -> None:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copy(toolshed.__file__, home)
         self.home, self.model = home, model
         providers = {"server": {"type": "openai", "base_url": model.base_url}}
         values = {"home": home, "database_url": database_url, "broker_url": broker_url, **PACE}
         self.settings = Settings.load(providers=providers, **values)
-        values["providers"] = json.dumps(providers)
+        values |= {"providers": json.dumps(providers), "tool_modules": json.dumps(["toolshed"])}
         self._environment = clean_environment(home) | {
             f"INTURN_{key.upper()}": str(each) for key, each in values.items()
         }
@@ -116,15 +115,24 @@ class Stage:
 
     def command(self, *words: str, failpoint: str = "") -> Actor:
         """Start a command of ``inturn``: ``worker``, ``cleanup``."""
-        return self._start(inturn_command(*words), failpoint)
+        return self._start(words, failpoint)
+
+    def worker(self) -> Actor:
+        """Start one, and wait until it is there: whoever waits for a reply gives up when nobody is for a while."""
+        actor, before = self.command("worker"), self._workers()
+        wait_until(lambda: self._workers() > before, FAULT_SECONDS)
+        return actor
+
+    def _workers(self) -> int:
+        return sum(one.alive and one.kind is ProcessKind.WORKER for one in self.client.list_workers())
 
     def python(self, program: str, *arguments: str, failpoint: str) -> Actor:
         """Start a program that uses the SDK."""
-        return self._start([sys.executable, "-P", "-c", PRELUDE + program, *arguments], failpoint)
+        return self._start(arguments, failpoint, PRELUDE + program)
 
-    def _start(self, command: list[str], failpoint: str) -> Actor:
+    def _start(self, words: Sequence[str], failpoint: str, program: str | None = None) -> Actor:
         environment = self._environment | ({VARIABLE: failpoint} if failpoint else {})
-        actor = Actor(command, self.home / f"said.{len(self._actors)}", environment)
+        actor = Actor(words, self.home / f"said.{len(self._actors)}", environment, program)
         self._actors.append(actor)
         return actor
 

@@ -112,7 +112,7 @@ def start_anew(deployment: Deployment, request: pytest.FixtureRequest) -> None:
     """Nothing is left of the deployment but its addresses: neither database, nor home, nor what was in Redis."""
     deployment.wreck()
     shutil.rmtree(deployment.home)
-    deployment.home.mkdir(mode=0o700)
+    deployment.furnish()
     if deployment.is_embedded:
         return
     postgres: PostgresServer = request.getfixturevalue("postgres")

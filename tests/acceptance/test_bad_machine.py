@@ -132,7 +132,7 @@ def test_a_reply_that_came_while_the_disk_was_full_is_kept(tmp_path: Path):
     said = on_a_small_disk(
         tmp_path,
         """
-i session create s --option latency=4
+i session create s --option latency=15
 $inturn up --verbose > $disk/../said 2>&1 &
 up=$!
 until grep -qs ready: $disk/../said; do sleep 0.2; done

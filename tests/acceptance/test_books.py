@@ -42,8 +42,8 @@ def honest_books() -> Books:
         books.log.accepted.append(Accepted(7, number, prompt, 0.01, START))
         books.calls.append(a_call(number, [*shown, prompt]))
         books.turns[7, number] = a_turn("completed", finished_at=at(number))
-        for role, content in ("user", prompt), ("assistant", reply):
-            row = SimpleNamespace(role=role, content=content, created_at=at(number))
+        for position, (role, content) in enumerate((("user", prompt), ("assistant", reply)), start=1):
+            row = a_message(position, role, content, at(number))
             books.messages[7, number].append(row)
         books.tries[7, number] = [a_try(number, number * 2)]
     books.leases.append(SimpleNamespace(session_id=7, owner=None, ready_at=None, token=10))
@@ -51,6 +51,10 @@ def honest_books() -> Books:
     books.log.accepted.append(Accepted(8, 1, "doomed canary-8", 0.01, START, Population.DOOMED))
     books.log.deleted.append(Deleted(8, "run-doomed-0", "canary-8", START))
     return books
+
+
+def a_message(position: int, role: str, content: str, created_at: datetime) -> SimpleNamespace:
+    return SimpleNamespace(position=position, role=role, content=content, created_at=created_at, data=None)
 
 
 def a_call(number: int, texts: list[str], **changes: Any) -> Call:
@@ -61,7 +65,7 @@ def a_call(number: int, texts: list[str], **changes: Any) -> Call:
 
 
 def a_turn(state: str, **values: Any) -> SimpleNamespace:
-    fixed = {"attempts": 1, "error_type": None, "error_message": None, "merged_into": None}
+    fixed = {"attempts": 1, "rounds": 0, "steps": 0, "error_type": None, "error_message": None, "merged_into": None}
     return SimpleNamespace(state=state, **(fixed | values))
 
 
@@ -109,7 +113,7 @@ def fail(books: Books, *outcomes: str, prompt: str = "prompt 5") -> None:
         for place, outcome in enumerate(outcomes)
     ]
     books.leases[0].token = 20
-    books.messages[7, 5] = [SimpleNamespace(role="user", content=prompt, created_at=at(5))]
+    books.messages[7, 5] = [a_message(1, "user", prompt, at(5))]
     books.log.accepted[4] = replace(books.log.accepted[4], prompt=prompt)
     del books.calls[4]
 
@@ -131,8 +135,8 @@ def join(books: Books, prompt: str, when_busy: str = "coalesce") -> None:
     books.turns[7, 6] = a_turn("completed", finished_at=at(6))
     books.tries[7, 6] = [a_try(6, 12)]
     books.leases[0].token = 20
-    for role, content in ("user", prompt), ("assistant", reply):
-        books.messages[7, 6].append(SimpleNamespace(role=role, content=content, created_at=at(6)))
+    for position, (role, content) in enumerate((("user", prompt), ("assistant", reply)), start=1):
+        books.messages[7, 6].append(a_message(position, role, content, at(6)))
     books.calls.append(a_call(6, [*shown, prompt]))
 
 
@@ -190,6 +194,8 @@ def test_what_may_happen_is_no_violation(truth: Callable[[Books], Any]):
     assert books.violations() == []
 
 
+WANTED = {"id": "call", "type": "function", "function": {"name": "note", "arguments": "{}"}}
+
 LIES: list[tuple[str, Callable[[Books], Any]]] = [
     # 1. lost, or ended as nobody wanted
     ("lost", lambda books: books.turns.pop((7, 5))),
@@ -228,6 +234,7 @@ LIES: list[tuple[str, Callable[[Books], Any]]] = [
     ("misinformed", lambda books: books.calls[4].messages.pop(0)),
     ("misinformed", lambda books: books.calls[0].messages.insert(0, {"role": "user", "content": "prompt 0"})),
     ("misinformed", lambda books: books.calls[3].messages.reverse()),
+    ("misinformed", lambda books: books.calls[4].messages[1].update(tool_calls=[WANTED])),
     ("misinformed", lambda books: setattr(books.turns[7, 3], "state", "failed")),
     # 4. attempts
     ("uncounted", again),

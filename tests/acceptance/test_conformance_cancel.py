@@ -185,7 +185,7 @@ def test_27_a_deterministic_failure_fails_at_once(deployment: Deployment, client
 
 def test_28_a_failed_or_cancelled_turn_says_so_and_can_be_retried(deployment: Deployment, client: Client, name: str):
     session = client.create_session(name, model="server/model")
-    failed = session.send('my prompt !{"status": 422}', options={"top_p": 0.5})
+    failed = session.send('my prompt !{"status": 422}', options={"top_k": 5})
     hanging, cancelled = session.send(f"a long one {HANG}"), session.send("never mind")
     cancelled.cancel()
     with deployment.client() as other, pytest.raises(TurnFailedError, match=failed.id) as failure:
@@ -209,7 +209,7 @@ def test_28_a_failed_or_cancelled_turn_says_so_and_can_be_retried(deployment: De
     assert [turn.id for turn in session.get_turns(state="cancelled")] == [hanging.id, cancelled.id]
 
     client.resume_session(name, model="echo/echo")
-    with pytest.raises(TurnFailedError, match="top_p"):  # a retry is sent with the options of its turn
+    with pytest.raises(TurnFailedError, match="top_k"):  # a retry is sent with the options of its turn
         failed.retry().wait(30)
     again = cancelled.retry()
     assert (again.number, again.retry_of, again.prompt) == (5, cancelled.id, "never mind")

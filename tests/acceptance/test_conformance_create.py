@@ -219,6 +219,22 @@ def test_04_what_a_session_is_made_with_is_read_back(deployment: Deployment, cli
     assert (kept.metadata().retention, kept.metadata().context_turns) == (None, 0)
 
 
+def test_04_what_it_may_be_shown_and_call_and_whom_it_falls_back_on_is_read_back(
+    deployment: Deployment, client: Client, name: str
+):
+    chain = ["server/a", "echo/b", "nobody/c"]
+    how: dict[str, Any] = {"context_tokens": 12_000, "overflow": "summarise", "tools": ["add", "ask-2", "add"]}
+    client.create_session(name, model=chain, **how)
+    with deployment.client() as other:
+        stored = other.get_session(name).metadata()
+    assert (stored.model, stored.fallbacks) == (chain[0], chain[1:])
+    assert (stored.context_tokens, stored.overflow, stored.tools) == (12_000, "summarise", ["add", "ask-2"])
+    assert client.create_session(f"{name}-one", model=["echo/b"]).metadata().fallbacks == []
+    assert client.create_session(f"{name}-fail", overflow="fail").metadata().overflow == "fail"
+    plain = client.create_session(f"{name}-plain").metadata()
+    assert (plain.fallbacks, plain.context_tokens, plain.overflow, plain.tools) == (None, None, "truncate", None)
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -233,7 +249,19 @@ def test_04_what_a_session_is_made_with_is_read_back(deployment: Deployment, cli
         {"options": {"deep": [{"most": float("inf")}]}},
         {"options": {"more than a double": 10**400}},
         {"options": {"no JSON": {1}}},
+        {"model": []},
+        {"model": ["echo/a", "echo/a"]},
+        {"model": ["echo/a", "stranger/model"]},
         {"context_turns": -1},
+        {"context_tokens": 0},
+        {"context_tokens": 0.5},
+        {"context_tokens": True},
+        {"context_tokens": 10**12},
+        {"overflow": "forget"},
+        {"overflow": "summarise", "context_turns": 1},
+        {"tools": "add"},
+        {"tools": ["a b"]},
+        {"tools": [1]},
         {"retention": timedelta(0)},
         {"retention": timedelta.max},
         {"retention": 30},
@@ -241,6 +269,7 @@ def test_04_what_a_session_is_made_with_is_read_back(deployment: Deployment, cli
     ids=lambda how: f"{how!s:.50}",
 )
 def test_04_what_cannot_be_kept_is_refused_before_any_write(client: Client, name: str, how: dict[str, Any]):
-    with pytest.raises(UnknownModelError if "model" in how else InvalidInputError):
+    unknown = "model" in how and how["model"] not in ([], ["echo/a", "echo/a"])
+    with pytest.raises(UnknownModelError if unknown else InvalidInputError):
         client.create_session(name, **how)
     assert client.get_session_metadata(name) is None

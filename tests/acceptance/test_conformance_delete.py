@@ -1,4 +1,4 @@
-"""The conformance list, lines 30 to 33: delete and retention."""
+"""The conformance list, lines 30 to 35: delete, retention, forks and transcripts."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -146,3 +146,44 @@ def test_33_cleanup_never_removes_what_is_held_busy_or_used_since(
     assert metadata.held
     for turn in (running, waiting):
         assert turn.cancel()
+
+
+def test_34_a_fork_shares_the_history_and_nothing_later(client: Client, name: str):
+    session = client.create_session(name, model="server/model", labels={"owner": name})
+    for prompt in ("tulips", "roses", "daisies"):
+        session.send_and_wait(f"{name} {prompt}", timeout=30)
+    fork = session.fork(f"{name}-fork", to_turn=2)
+    reply = fork.send_and_wait(f"{name} violets", timeout=30)
+    session.send_and_wait(f"{name} lilies", timeout=30)
+    assert reply.turn == 3
+    prompts = [message.data.content for message in fork.get_messages() if message.type == "user.message"]
+    assert prompts == [f"{name} {flower}" for flower in ("tulips", "roses", "violets")]
+    assert not any("violets" in message.data.content for message in session.get_messages())
+    assert fork.metadata().labels == {"owner": name}
+    assert [turn.state for turn in fork.get_turns()] == ["completed"] * 3
+
+
+def test_35_an_exported_session_goes_on_where_it_is_imported(deployment: Deployment, client: Client, name: str):
+    session = client.create_session(name, model="server/model", system_message="be brief")
+    session.send_and_wait(f"{name} tulips", timeout=30)
+    file = deployment.home / f"{name}.jsonl"
+    with file.open("wb") as output:
+        output.writelines(session.export())
+    client.delete_session(name)
+    there = client.import_session(file)
+    assert there.session_id == name
+    assert there.send_and_wait(f"{name} roses", timeout=30).turn == 2
+    said = [(message.type, message.turn) for message in there.get_messages()]
+    assert said == [
+        ("system.message", 1), ("user.message", 1), ("assistant.message", 1), ("user.message", 2), ("assistant.message", 2),
+    ]  # fmt: skip
+
+
+def test_35_a_renamed_session_goes_on(client: Client, name: str):
+    session = client.create_session(name)
+    session.send_and_wait("Let us discuss tulips", timeout=30)
+    session.rename(f"{name}-renamed")
+    assert "tulips" in session.send_and_wait("What did I say?", timeout=30).data.content
+    assert client.resume_session(f"{name}-renamed").send_and_wait("And now?", timeout=30).turn == 3
+    with pytest.raises(SessionNotFoundError):
+        client.resume_session(name)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -119,26 +120,51 @@ def test_23_a_stream_is_pieces_and_then_the_message_that_is_their_sum(
     assert (stored.id, stored.data.content) == (whole.id, whole.data.content)
 
 
+@contextmanager
+def overheard(redis: redis.Redis) -> Iterator[list[str]]:
+    """The commands that Redis is given meanwhile, by anybody; the list is filled at the end."""
+    said: list[str] = []
+    end = f"end-{secrets.token_hex(8)}"
+    with redis.monitor() as monitor:
+        yield said
+        redis.echo(end)
+        for command in monitor.listen():
+            if end in command["command"]:
+                return
+            said.append(command["command"])
+
+
 def test_23_a_turn_that_was_not_sent_to_be_heard_comes_in_one_piece(deployment: Deployment, client: Client, name: str):
     session = client.create_session(name)
     with broker(deployment) as redis:
-        before: Any = redis.info("commandstats")
-        turn = session.send("hello", options={"pace": 0.05})
-        part, whole = turn.stream(30)
+        with overheard(redis) as said:
+            turn = session.send("hello", options={"pace": 0.05})
+            part, whole = turn.stream(30)
         assert turn.partial is None
-        after: Any = redis.info("commandstats")
-        assert before.get("cmdstat_evalsha", {}).get("calls") == after.get("cmdstat_evalsha", {}).get("calls")
+        told = [words for words in said if words.startswith("EVALSHA") and live(surrogate(turn.id)) in words]
+        assert said
+        assert not told, "its worker told Redis, and nobody listens"
         assert not redis.exists(live(surrogate(turn.id)))
     assert (part.data.delta_content, part.turn) == (whole.data.content, 1)
 
 
+ANEW = ["assistant.message_delta", "assistant.message_discarded", "assistant.message_delta"]
+
+
 def test_23_what_is_made_anew_is_told_anew(client: Client, name: str, calls: Calls):
     session = client.create_session(name, model="server/model")
-    *parts, whole = session.stream(f'{name} one two three !{{"act": "cut_stream", "times": 1}}', timeout=30)
-    assert types(parts) == ["assistant.message_delta", "assistant.message_discarded", "assistant.message_delta"]
-    assert heard(parts) == whole.data.content
-    assert len(calls(name)) == 2
-    assert client.get_turn(f"{surrogate(whole.id or '')}.1").partial is None
+    for number in range(1, 9):
+        said = f"{name}-{number} one two three"
+        *parts, whole = session.stream(f'{said} !{{"act": "cut_stream", "times": 1}}', timeout=30)
+        assert heard(parts) == whole.data.content
+        assert len(calls(said)) == 2
+        assert client.get_turn(f"{surrogate(whole.id or '')}.{number}").partial is None
+        told = types(parts)
+        # Who comes so late that the next attempt is under way has heard nothing that would be void.
+        assert told in (["assistant.message_delta"], ANEW)
+        if told == ANEW:
+            return
+    raise AssertionError("nobody ever heard the first attempt")
 
 
 def test_23_it_raises_as_waiting_does(client: Client, name: str):
@@ -244,7 +270,8 @@ def test_24_listeners_hear_of_their_session_and_nothing_else(deployment: Deploym
     assert heard(mine) == mine[-1].data.content
     assert [event.data.content for event in theirs if event.type == "user.message"] == ["second"]
     assert pieces(theirs) == []
-    wait_until(lambda: len(seen) == len(mine))
+    # Each listener may have the pieces in other portions.
+    wait_until(lambda: [kind for kind, _ in itertools.groupby(seen)] == types(mine))
 
     count = len(mine)
     stop()

@@ -42,6 +42,51 @@ due for removal: user-123-scratch
 user-123-typescript is gone
 """
 
+SAID_BY_THREE = """\
+  ann 1: You said: "Plan a day in Lisbon"
+  ann 2: You said: "Make it rainy-day proof"
+  ann 3: You said: "Add one good lunch"
+  ben 1: You said: "Explain leases to me"
+  ben 2: You said: "Now to my grandmother"
+  ben 3: We were discussing: "Explain leases to me", then "Now to my grandmother".
+  eve 1: You said: "Draft a release note"
+  eve 2: You said: "Shorter, please"
+  eve 3: You said: "And now as a haiku"
+  nine replies, three at a time: SECONDS s
+"""
+
+MULTIPLE_SESSIONS = f"""\
+--- all sent, then waited for ---
+{SAID_BY_THREE}\
+--- a task for each ---
+{SAID_BY_THREE}\
+--- what there is now ---
+  multi-ann (3 turns), multi-ben (3 turns), multi-eve (3 turns)
+"""
+
+ERROR_HANDLING = """\
+the model is slow
+  not yet; the turn goes on
+  later: You said: "Think about it"
+the model is down for a moment
+  answered at attempt 3: You said: "Is anybody there?"
+the model refuses
+  invalid_request (400), worth another try: no
+  the next one: You said: "Never mind"
+the user changes their mind
+  taken back: True
+  turn 5 is cancelled; turn 6 asks the same again
+the user is impatient
+  one thing at a time; nothing was stored
+the network repeats a request
+  sent twice, one turn: True
+  the same key for something else is refused
+the caller is wrong
+  SessionNotFoundError: no session 'errors-nobody'
+  InvalidSessionIdError: 'no such ID!' is no session ID
+  UnknownModelError: model 'nobody/gpt-0' cannot be used
+"""
+
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -111,13 +156,37 @@ def test_persisting_sessions(tmp_path: Path) -> None:
         assert [metadata.session_id for metadata in client.list_sessions()] == ["user-1234-typescript"]
 
 
+def test_multiple_sessions(tmp_path: Path) -> None:
+    said = run([str(EXAMPLES / "multiple_sessions.py")], tmp_path / "home")
+    assert re.sub(r"\d+\.\d s$", "SECONDS s", said, flags=re.MULTILINE) == MULTIPLE_SESSIONS
+    with Client(home=tmp_path / "home") as client:
+        assert list(client.list_sessions()) == []
+
+
+def test_error_handling(tmp_path: Path) -> None:
+    assert run([str(EXAMPLES / "error_handling.py")], tmp_path / "home") == ERROR_HANDLING
+    with Client(home=tmp_path / "home") as client:
+        assert list(client.list_sessions()) == []
+
+
 def test_every_example_is_run() -> None:
-    assert [path.name for path in EXAMPLES.glob("*.py")] == ["persisting_sessions.py"]
+    run_above = {"error_handling.py", "multiple_sessions.py", "persisting_sessions.py"}
+    run_with_batches = {"interview.py", "read_reviews.py"}  # test_batch_examples
+    assert {path.name for path in EXAMPLES.glob("*.py")} == run_above
+    assert {path.name for path in EXAMPLES.glob("batches/*.py")} == run_with_batches
 
 
 def test_the_tour_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
     tour, said = blocks("python")[0], blocks("text")[0]
     assert run(["-c", tour], tmp_path / "home") == said
+
+
+def test_the_readme_can_be_followed_from_top_to_bottom() -> None:
+    made = re.findall(r'create_session\(\s*session_id="(.+?)"', "".join(blocks("python")))
+    assert made
+    for session_id in made:
+        assert made.count(session_id) == 1
+        assert session_id not in "".join(blocks("console"))
 
 
 def test_the_other_programs_of_the_readme_run(tmp_path: Path, model: ModelServer) -> None:

@@ -7,6 +7,7 @@ nobody can: the others wait until it goes on.)
 """
 
 import itertools
+import json
 import re
 import shutil
 import time
@@ -25,9 +26,11 @@ from inturn.models.store import working
 from inturn.models.store.retention import TURNS_A_TRANSACTION
 from inturn.models.store.working import Claim
 from inturn.models.tables import MESSAGES, SESSIONS, TURNS
+from ops.chaos import rounds
 from ops.chaos.model import ModelServer
 from ops.servers import PostgresServer, RedisServer
 from tests.acceptance.failing import FAULT_SECONDS, LEASE_SECONDS, REPAIR_SECONDS, Actor, Stage, Talk, wait_until
+from tests.acceptance.toolshed import BOOK
 
 SLEEP_SECONDS = 1.5 * LEASE_SECONDS
 ACTIONS = ("exit", "stop", "sleep", "raise")
@@ -176,6 +179,33 @@ def test_a_worker_fails_with_a_turn_in_hand(stage: Stage, name_of_test: str, nam
     if action == "exit":
         row = talks[0].row(1)
         assert (len(talks[0].calls(1)), row.attempts) == IN_A_TURN[name]
+
+
+IN_A_ROUND = {"call.after_response": (2, 4), "settle.before_commit": (2, 4), "settle.after_commit": (1, 3)}
+"""Where a worker may die with a round in hand: how often its tool is run, and how many calls the turn comes to. The last one
+has stored the round, and dies with the next attempt on record.
+"""
+
+
+@pytest.mark.parametrize("name", IN_A_ROUND)
+def test_a_worker_fails_with_a_round_in_hand(stage: Stage, name_of_test: str, name: str) -> None:
+    """Calls and results are stored together, or not at all; and a call that is made again has the same key."""
+    session = stage.client.create_session(name_of_test, tools=["note"])
+    call = {"name": "note", "arguments": {"text": "milk"}}
+    turn = session.send(f"buy it, {name_of_test} !" + json.dumps({"calls": [call, call]}))
+    stage.command("worker", failpoint=asked(name, "exit")).await_fault(name, "exit")
+    stage.command("worker")
+    reply = turn.wait(REPAIR_SECONDS)
+    runs, calls = IN_A_ROUND[name]
+    lines = [json.loads(line)["key"] for line in (stage.home / BOOK).read_text().splitlines()]
+    assert (len(lines), len(set(lines[:runs])), len(set(lines))) == (runs + 1, 1, 2)
+    kinds = [message.type.removesuffix(".message") for message in session.get_messages()]
+    assert kinds == ["user", *["assistant", "tool"] * 2, "assistant"]
+    assert reply.data.content.endswith("; a tool said: noted milk" * 2)
+    shown = [each for each in stage.model.calls() if name_of_test in str(each.messages)]
+    assert [rounds.fault({"messages": each.messages}) for each in shown] == [None] * len(shown)
+    assert (len(shown), turn.refresh().attempts) == (calls, 4)
+    assert stage.is_whole()
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from inturn.models.content import storable
-from inturn.workers.provider import Prompt, ProviderError, Providers, Reply
+from inturn.workers.provider import Prompt, ProviderError, Providers, Reply, ToolSpec
 from inturn.workers.providers import BUILDERS
 from ops.chaos.model import Call, ModelServer
 
@@ -21,6 +21,10 @@ MODEL = "local/gpt-test"
 WAYS = [pytest.param((type_, streams), id=f"{type_}-{'streamed' if streams else 'whole'}")
         for type_ in ("openai", "anthropic") for streams in (False, True)]  # fmt: skip
 """All types of provider that speak HTTP, and both ways to ask each of them."""
+ADD = ToolSpec(
+    "add", "Adds two numbers.", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+)
+NOW = ToolSpec("now", "Says what time it is.", {})
 T = TypeVar("T")
 
 
@@ -41,6 +45,12 @@ class Config:
 
     def api_key(self) -> SecretStr | None:
         return SecretStr(self.key) if self.key else None
+
+    def model_name(self, model: str) -> str:
+        return self.models.get(model, model)
+
+    def context_tokens(self, model: str) -> int | None:
+        return None
 
 
 def prompt(text: str, *, key: str = "1.1", **options: Any) -> Prompt:

@@ -3,11 +3,14 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import make_url
 
+from ops.chaos.model import ModelServer
 from ops.servers import PostgresServer
+from tests.integration.asking import WAYS, Config
 from tests.integration.stores import Store
 
 
@@ -51,3 +54,22 @@ def other(store: Store, migrated_url: str) -> Iterator[Store]:
     other = Store(migrated_url)
     yield other
     other.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ModelServer]:
+    """Who is asked by the tests of providers."""
+    with ModelServer() as server:
+        yield server
+
+
+@pytest.fixture(params=WAYS)
+def config(server: ModelServer, request: pytest.FixtureRequest) -> Config:
+    """Each type of provider, asked whole and streamed."""
+    return Config(server.base_url, *request.param)
+
+
+@pytest.fixture
+def key() -> str:
+    """Of one test's calls: all tests ask the same server."""
+    return uuid4().hex

@@ -73,7 +73,7 @@ class Store:
         """Returns whether the session was still held."""
         settled = settlement(started, state, **how)
         with self.database.writing() as db:
-            return working.settle(db, owner, 30, [settled])[0] == {started.session_id}
+            return working.settle(db, owner, 30, [settled])[0] == {settled.held}
 
     def answer(self, key: str = "s", prompt: str = "hello", state: TurnState = TurnState.COMPLETED) -> Started:
         """A whole turn; the session must have no other work."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ import uvloop
 from inturn.settings import Settings
 from inturn.workers import cell
 from inturn.workers.cell import CellDiedError, Cells, NoPlaceError
-from inturn.workers.provider import Prompt, ProviderError, Reply
+from inturn.workers.provider import Prompt, ProviderError, Reply, ToolCall, ToolSpec
 from tests.stacks import ROOT, wait_until
 
 DEADLY = """
@@ -35,6 +36,10 @@ def spend(prompt):
     while True:
         hoard.append(bytearray(64 * 1024 * 1024))
 
+def refuse(prompt):
+    figures = {"retry_after": 1.5, "input_tokens": 7, "output_tokens": 3}
+    raise provider.ProviderError("permanent", "refusal", "no", **figures)
+
 ENDS = {
     "kill": lambda prompt: os.kill(os.getpid(), signal.SIGKILL),
     "crash": lambda prompt: os.kill(os.getpid(), signal.SIGSEGV),
@@ -44,6 +49,7 @@ ENDS = {
     "flood": lambda prompt: os.write(1, bytes(8 * 1024 * 1024)),
     "spin": lambda prompt: time.sleep(60),
     "bug": lambda prompt: 1 // 0,
+    "refuse": refuse,
 }
 harmless = echo.Echo.reply
 
@@ -96,8 +102,32 @@ def test_it_answers_as_the_provider_does() -> None:
         reply.content
         == 'You said: "hello \U0001f600\nwith two lines"\nI remember your first message. (echo, not a real model)'
     )
-    assert (reply.input_tokens, reply.output_tokens, reply.request_id) == (None, None, None)
+    assert (reply.input_tokens, reply.output_tokens, reply.request_id) == (5, 17, None)
     assert my_cells() == []
+
+
+def test_tools_are_offered_and_called_through_it() -> None:
+    tools = (ToolSpec("add", "Adds.", {"properties": {"a": {"type": "integer"}}}), ToolSpec("now", "", {}))
+    call = [[{"name": "add", "arguments": '{"a": "\u20ac\n'}, {"name": "now"}]]
+    told: list[str] = []
+    asked = replace(prompt("hello", call=call), tools=tools)
+    reply = as_in_a_worker(Cells(Settings()).reply("echo/echo", asked, told.append))
+    assert reply.tool_calls == (ToolCall("call_0", "add", '{"a": "\u20ac\n'), ToolCall("call_1", "now", "{}"))
+    assert (reply.content, told) == ("", [])
+
+
+def test_models_by_other_names_are_known_in_it() -> None:
+    configured = {"me": {"type": "echo", "models": {"m": {"context_tokens": 7}}, "fallbacks": ["echo/echo"]}}
+    reply = as_in_a_worker(Cells(Settings.load(providers=configured)).reply("me/m", prompt("hello")))
+    assert reply.content.startswith('You said: "hello"')
+
+
+@pytest.mark.usefixtures("deadly")
+def test_what_a_failed_call_cost_is_told() -> None:
+    with pytest.raises(ProviderError) as caught:
+        ask("refuse")
+    error = caught.value
+    assert (error.error_type, error.input_tokens, error.output_tokens, error.retry_after) == ("refusal", 7, 3, 1.5)
 
 
 def test_who_reads_along_hears_the_whole_at_its_end() -> None:
@@ -160,7 +190,7 @@ def test_a_mistake_in_a_provider_is_no_poison() -> None:
 
 @pytest.mark.usefixtures("deadly")
 def test_one_that_hangs_is_ended_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell, "START_SECONDS", 3.0)
+    monkeypatch.setattr(cell, "START_SECONDS", 10.0)
     cells = Cells(Settings(attempt_deadline_seconds=0.5))
     with pytest.raises(ProviderError) as caught:
         as_in_a_worker(cells.reply("echo/echo", prompt("spin")))

@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from inturn import Client, cli
-from inturn.models.states import TurnState
+from inturn.cli.send import closed
+from inturn.cli.usage import show_budgets, show_usage
+from inturn.models.states import AttemptOutcome, TurnState
+from inturn.models.store.budgets import Budget, Standing, spend
+from inturn.models.tables import ATTEMPTS
 from tests.integration.stores import Store
 
 PATIENCE_SECONDS = 30
@@ -129,6 +133,39 @@ def test_continuing_names_the_turn_as_commands_take_it(shell: Shell) -> None:
         assert client.continue_session("careful-1") is None
         again = halt(shell, "careful-2")
         assert client.continue_session("careful-2") == again
+
+
+def test_a_session_is_forked_renamed_exported_and_imported(shell: Shell, tmp_path: Path) -> None:
+    shell.ok("session", "create", "ann-1", "--system", "Be brief.", "--label", "team=red")
+    assert shell.ok("session", "fork", "ann-1", "ann-2") == "ann-2\n"
+    [record] = shell.records("session", "fork", "ann-1")
+    assert (record["session_id"][:8], record["labels"]) == ("session-", {"team": "red"})
+    refused = shell.run("session", "fork", "ann-1", "ann-3", "--to-turn", "1")
+    assert (refused.returncode, "to_turn is 1: the last turn of session 'ann-1' is 0" in refused.stderr) == (2, True)
+
+    assert "session ann-2 is session bob now" in shell.run("session", "rename", "ann-2", "bob").stderr
+    shell.ok("send", "bob", "hello")
+    busy = shell.run("session", "rename", "bob", "carl")
+    assert (busy.returncode, "turn 1 of session 'bob' is not finished" in busy.stderr) == (1, True)
+
+    file = tmp_path / "ann.jsonl"
+    assert f"session ann-1 is in {file}" in shell.run("session", "export", "ann-1", "-o", str(file)).stderr
+    again = shell.run("session", "export", "ann-1", "-o", str(file))
+    assert (again.returncode, "is there: name another file, or overwrite it with --force" in again.stderr) == (2, True)
+    shell.ok("session", "export", "ann-1", "-o", str(file), "--force")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    lost = shell.run("session", "export", "ann-1", "-o", str(tmp_path / "none" / "ann.jsonl"))
+    assert (lost.returncode, "cannot be written: No such file or directory" in lost.stderr) == (2, True)
+    assert "# ann-1" in shell.ok("session", "export", "ann-1", "--format", "md")
+
+    assert shell.run("session", "import", str(file)).returncode == 1, "ann-1 is there"
+    assert shell.ok("session", "import", str(file), "dora", "--model", "echo/other") == "dora\n"
+    [record] = shell.records("session", "show", "dora")
+    assert (record["system_message"], record["model"], record["labels"]) == ("Be brief.", "echo/other", {"team": "red"})
+    file.write_bytes(file.read_bytes().replace(b"brief", b"wordy"))
+    damaged = shell.run("session", "import", str(file), "emil")
+    assert (damaged.returncode, f"{file}, line 2: the lines before it are not those" in damaged.stderr) == (2, True)
+    assert shell.run("session", "show", "emil").returncode == 4
 
 
 def test_a_session_may_be_kept_for_ever(shell: Shell) -> None:
@@ -361,3 +398,167 @@ def test_of_a_number_that_no_turn_has_it_is_said_how_far_the_session_goes(shell:
         assert "no turn '1.999': session 'short-1' has turns up to 1.1 (`inturn turn list short-1`)" in done.stderr
     assert "session 'empty-1' has no turns yet" in shell.run("why", "2.1").stderr
     assert "its session was deleted" in shell.run("why", "3.1").stderr
+
+
+BUDGETS = """
+[[budgets]]
+name = "the day's"
+usd = 0.5
+
+[[budgets]]
+name = "legal"
+scope = "label:team=legal"
+period = "ever"
+tokens = 1_000_000
+"""
+
+
+def use(shell: Shell, key: str, **values: Any) -> str:
+    """A turn whose only attempt used this; returns its ID."""
+    with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
+        started = store.answer(key)
+        store.change(ATTEMPTS, ATTEMPTS.c.session_id == started.session_id, **values)
+        store.write(spend, [(("all", True), values.get("price") or 0.0, 110)])
+    return started.turn_id
+
+
+def test_usage_is_told_with_what_is_not_known_of_it(shell: Shell) -> None:
+    assert (shell.ok("usage"), shell.run("usage").stderr) == ("", "nothing was used\n")
+    for key in ("ann-1", "bob-1", "old-1"):
+        shell.ok("session", "create", key, "--label", f"of={key}")
+    tokens = {"input_tokens": 100, "output_tokens": 10}
+    use(shell, "ann-1", model="openai/gpt-5", price=0.25, **tokens)
+    use(shell, "bob-1", model="ollama/llama3.2", estimated=True, **tokens)
+    use(shell, "old-1", model="openai/gpt-5", price=0.125, **tokens)
+    shell.ok("session", "delete", "old-1", "--yes")
+
+    heading, paid, unpriced = [line.split("\t") for line in shell.ok("usage").splitlines()]
+    assert heading[:7] == ["MODEL", "ATTEMPTS", "COMPLETED", "FAILED", "TOKENS IN", "TOKENS OUT", "US DOLLARS"]
+    assert paid[:7] == ["openai/gpt-5", "2", "2", "0", "200", "20", "0.375"]
+    assert unpriced[:8] == ["ollama/llama3.2", "1", "1", "0", "~100", "~10", "unpriced", "1"]
+    records = shell.records("usage", "--by", "session")
+    assert {(one["key"], one["price"]) for one in records} == {
+        ("ann-1", 0.25),
+        ("bob-1", None),
+        ("(removed sessions)", 0.125),
+    }
+    for filtered in (("--session", "ann-1"), ("--prefix", "ann"), ("--label", "of=ann-1")):
+        assert [one["key"] for one in shell.records("usage", "--by", "session", *filtered)] == ["ann-1"]
+    assert len(shell.records("usage", "--by", "day", "--since", "1h")) == 1
+    assert shell.ok("usage", "--until", "1d") == ""
+    assert shell.run("usage", "--session", "nobody").returncode == 4
+    assert shell.run("usage", "--by", "month").returncode == 2
+
+
+def test_a_terminal_gets_a_total_and_a_pipe_adds_up_itself(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, price in ("ann-1", 0.25), ("bob-1", None):
+        shell.ok("session", "create", key)
+        use(shell, key, model="openai/gpt-5", price=price, input_tokens=100, output_tokens=10)
+    assert "total" not in shell.ok("usage", "--by", "session")
+    with Client(home=shell.home) as client:
+        records = client.usage("session")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show_usage("session", records)
+    assert re.search(r"^total +2 .* 200 +20 +0\.25 +1$", capsys.readouterr().out, re.MULTILINE)
+    show_usage("session", records[:1])
+    assert "total" not in capsys.readouterr().out, "of one there is none"
+
+
+def test_usage_says_how_budgets_stand(shell: Shell) -> None:
+    Path("inturn.toml").write_text(BUDGETS)
+    shell.ok("session", "create", "ann-1")
+    use(shell, "ann-1", model="openai/gpt-5", price=0.625)
+    lines = [line.split("\t") for line in shell.ok("usage").splitlines()]
+    assert ["the day's", "all", "day", "0.625", "0.50", "110", "-", "yes"] in lines
+    assert ["legal", "team=legal", "ever", "0.00", "-", "0", "1000000", "no"] in lines
+    (_, first, second) = shell.records("usage")
+    assert (first["budget"], first["usd"], first["usd_limit"], first["used_up"]) == ("the day's", 0.625, 0.5, True)
+    assert (second["whose"], second["tokens_limit"], second["used_up"]) == ("team=legal", 1_000_000, False)
+    config = shell.ok("config", "show")
+    assert "budgets.1\tname=legal, scope=label:team=legal, period=ever, tokens=1000000, on_budget=fail" in config
+
+
+def test_a_turn_shows_its_attempts_and_what_they_cost(shell: Shell) -> None:
+    shell.ok("session", "create", "ann-1")
+    assert shell.records("turn", "show", shell.ok("send", "ann-1", "later").strip())[0]["attempt_records"] == []
+    shell.ok("turn", "cancel", "1.1")
+    turn = use(shell, "ann-1", model="m/m", input_tokens=7, output_tokens=8, estimated=True, price=0.5, price_table="t")
+    [record] = shell.records("turn", "show", turn)
+    [attempt] = record["attempt_records"]
+    expected = {"number": 1, "model": "m/m", "outcome": "completed", "input_tokens": 7, "output_tokens": 8,
+                "estimated": True, "price": 0.5, "price_table": "t", "error_type": None}  # fmt: skip
+    assert attempt | expected == attempt
+    assert record["attempts"] == 1
+    assert re.search(r"^1\tm/m\tcompleted\t.*\t~7\t~8\t~0.50$", shell.ok("turn", "show", turn), re.MULTILINE)
+    use(shell, "ann-1", price=None, error_type="timeout")
+    assert re.search(r"^1\techo/echo\ttimeout\t.*\t-\t-\tunpriced$", shell.ok("turn", "show", "1.3"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [({"outcome": "safe", "error_type": "refused"}, "-"), ({"outcome": "permanent", "error_type": "no_key"}, "-"),
+     ({"outcome": "permanent", "error_type": "reply_too_large"}, "unpriced"), ({"outcome": "lost"}, "unpriced"),
+     ({"outcome": "safe", "input_tokens": 5}, "unpriced"), ({"outcome": "safe", "price": 0.5}, "0.50"),
+     ({"outcome": None, "ended_at": None}, "-")],
+)  # fmt: skip
+def test_what_a_provider_did_nothing_for_is_not_unpriced(shell: Shell, values: dict[str, Any], told: str) -> None:
+    shell.ok("session", "create", "ann-1")
+    use(shell, "ann-1", **values)
+    [line] = [line for line in shell.ok("turn", "show", "1.1").splitlines() if line.startswith("1\t")]
+    assert line.split("\t")[-1] == told
+
+
+def test_whose_budget_a_row_is_can_be_read_in_every_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = Budget("what each conversation may spend", "session", True, 12.5, 1_000_000, False)
+    standings = [Standing(budget, f"user-{number}-conversation", 0.125, 4711, 14) for number in range(20)]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    show_budgets(standings, is_filtered=True)
+    said = capsys.readouterr()
+    assert "budgets (of everybody, whichever sessions were asked for)" in said.out
+    assert "OF " in said.out
+    assert said.out.count("user-7-conversation") == 1
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert (
+        said.err == "budget 'what each conversation may spend': the 20 that spent most, and 14 more have spent of it\n"
+    )
+    show_budgets([Standing(budget, "ann-1", 0.125, 4711)])
+    said = capsys.readouterr()
+    assert "of everybody" not in said.out
+    assert said.err == ""
+
+
+def test_a_hold_is_against_cleanup_and_says_so(shell: Shell) -> None:
+    assert "Cleanup never removes it; `inturn session delete` still does." in shell.ok("session", "hold", "--help")
+    assert "cleanup never removes it" in str(Client.hold_session.__doc__)
+    shell.ok("session", "create", "ann-1")
+    shell.ok("session", "hold", "ann-1")
+    shell.ok("session", "delete", "ann-1", "--yes")
+    assert shell.run("session", "show", "ann-1").returncode == 4
+
+
+def test_what_went_wrong_with_a_turn_has_lines_of_its_own(shell: Shell) -> None:
+    shell.ok("session", "create", "ann-1")
+    with closing(Store(f"sqlite:///{shell.home / 'inturn.db'}")) as store:
+        store.send("ann-1", "hello")
+        failure = {"error_type": "refused", "error_message": "nobody listens there.\nDoes the server run?"}
+        store.settle(store.start(), outcome=AttemptOutcome.SAFE, state=TurnState.FAILED, retryable=True, **failure)
+    lines = [line.split(": ", 1) for line in shell.ok("turn", "show", "1.1").splitlines() if line.startswith("error")]
+    assert [(name, value.strip()) for name, value in lines] == [
+        ("error_type", "refused"),
+        ("error_message", "nobody listens there. Does the server run?"),
+        ("error_status", "-"),
+        ("error_retryable", "yes"),
+    ]
+    assert shell.records("turn", "show", "1.1")[0]["error"]["message"] == failure["error_message"]
+    shell.ok("turn", "retry", "1.1")
+    assert re.search(r"^error: +-$", shell.ok("turn", "show", "1.2"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("said", ["Does the server run?", "it waits for a retry", "It does."])
+def test_a_sentence_is_closed_once(said: str) -> None:
+    assert re.search(r"[a-z][?.]$", closed(said))

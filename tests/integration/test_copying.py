@@ -18,10 +18,24 @@ from sqlalchemy import delete, func, insert, select, text
 from inturn.models import backup, migrations, transfer
 from inturn.models.database import Database
 from inturn.models.errors import InvalidInputError, SchemaError, StorageError
+from inturn.models.rows import Row
 from inturn.models.states import AttemptOutcome, Lane, ProcessKind, Retention, TurnState
-from inturn.models.store import presence, reading, retention, sending
+from inturn.models.store import batching, presence, reading, retention, sending, webhooks
+from inturn.models.store.batching import NewBatch
+from inturn.models.store.lines import BadLine
 from inturn.models.store.presence import Process
-from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS, Row
+from inturn.models.store.webhooks import Hook
+from inturn.models.tables import (
+    ATTEMPTS,
+    LANE_PAUSES,
+    LEASES,
+    MESSAGES,
+    PAST_USAGE,
+    REMOVALS,
+    SESSIONS,
+    SPENDING,
+    TURNS,
+)
 from ops.servers import PostgresServer
 from tests.integration.stores import CAPS, Store, only_postgresql, only_sqlite
 
@@ -86,6 +100,8 @@ def fill(store: Store) -> int:
         presence.appear(db, Process("b/1/2/3", ProcessKind.WORKER, "host", 2, "chat", 1, "0"))
         presence.tick(db, "cleanup", 2**40)
         db.execute(insert(LANE_PAUSES).values(lane=Lane.MAINTENANCE, paused_at=MOMENT))
+        db.execute(insert(SPENDING).values(scope=f"label:é={AWKWARD[:300]}", slot="", usd=0.1 + 0.2, tokens=2**62))
+        db.execute(insert(SPENDING).values(scope=f"session:{gone}", slot="2026-11-29", usd=1.0, tokens=1))
         for number in (7, 8):
             db.execute(
                 insert(REMOVALS).values(
@@ -107,7 +123,17 @@ def fill(store: Store) -> int:
         db.execute(ATTEMPTS.update().where(ATTEMPTS.c.turn_number == 1).values(price=0.1 + 0.2, token=2**62))
         db.execute(LEASES.update().where(LEASES.c.session_id == busy).values(halted_by=2, token=2**62))
         db.execute(SESSIONS.update().where(SESSIONS.c.id == busy).values(halts=True, held=True))
+    begun = batching.begin(
+        store.database, NewBatch("batch-1", AWKWARD[:90], 3, AWKWARD[:90], {"model": "a/b"} | OPTIONS)
+    )
+    bad = BadLine(3, AWKWARD[:90], "missing_field", AWKWARD)
+    in_it = {"batch_id": begun.id, "line": 2, "custom_id": AWKWARD[:90], "not_after": MOMENT, "finish_reason": "stop"}
+    with store.database.writing() as db:
+        batching.keep_bad(db, begun.id, [bad])
+        webhooks.announce(db, [Hook("é", frozenset({"batch.failed"}))], "batch.failed", "batch-1", AWKWARD)
+        db.execute(TURNS.update().where(TURNS.c.session_id == busy, TURNS.c.number == 3).values(**in_it))
     last = store.session("last")
+    store.answer("last")
     for key in ("gone", "last"):
         retention.remove(store.database, key)
     assert gone < busy < last
@@ -171,7 +197,8 @@ def test_ids_go_on_above_all_that_were_ever_given_out(store: Store, make: Make) 
     for number in range(2):  # the target has a past of its own
         other.session(f"past-{number}")
         retention.remove(other.database, f"past-{number}")
-    assert counters(store) == {"sessions": 4, "removals": 7 if not store.is_sqlite else 8}
+    others = {"batches": 1, "webhook_deliveries": 1}
+    assert counters(store) == {"sessions": 4, "removals": 7 if not store.is_sqlite else 8, **others}
     move(store, other)
     assert other.session("new") == 5
     last = make(there)
@@ -180,6 +207,24 @@ def test_ids_go_on_above_all_that_were_ever_given_out(store: Store, make: Make) 
         retention.remove(last.database, f"past-{number}")
     move(make("sqlite"), last)
     assert last.session("new") == 10, "ids that the target gave out are not given out again, either"
+
+
+def test_what_the_target_had_used_itself_is_added_to(store: Store, make: Make) -> None:
+    """Its sessions are gone, or it would not be empty; what they cost is not."""
+    there = "postgresql" if store.is_sqlite else "sqlite"
+    other = make(there)
+    for one in (store, other):
+        one.session("gone")
+        one.answer("gone")
+        with one.database.writing() as db:
+            db.execute(insert(SPENDING).values(scope="all", slot="", usd=0.5, tokens=10))
+            db.execute(ATTEMPTS.update().values(started_at=MOMENT, model="m/m", input_tokens=3, price=0.25))
+        retention.remove(one.database, "gone")
+    move(store, other)
+    with other.database.reading() as db:
+        assert [(row.usd, row.tokens) for row in db.execute(select(SPENDING))] == [(1.0, 20)]
+        past = [(row.attempts, row.input_tokens, row.price) for row in db.execute(select(PAST_USAGE))]
+        assert past == [(2, 6, 0.5)]
 
 
 def test_running_turns_wait_again(store: Store, make: Make) -> None:

@@ -14,6 +14,7 @@ from inturn.models.clock import now
 from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
 from inturn.models.states import Lane, ProcessKind, TurnState
 from inturn.models.store import diagnosis, halting, lanes, presence, sending
+from inturn.models.store.budgets import Budget, Exceeded
 from inturn.models.store.causes import CAUSES
 from inturn.models.store.presence import Process
 from inturn.models.store.situation import Code, Reason, Terms
@@ -191,6 +192,22 @@ def test_a_turn_that_its_provider_has_no_room_for(store: Store):
     store.change(LEASES, LEASES.c.session_id == session, ready_at=now())
     store.settle(store.start(session), TurnState.QUEUED, delay_seconds=30, error_type="http_503")
     assert why(store).code is Code.RETRY, "what it waited for before is over"
+
+
+def test_a_turn_whose_budget_is_used_up(store: Store):
+    session = store.session()
+    appear(store)
+    store.send()
+    tokens = Budget("night", "session", daily=True, usd=None, tokens=1000, waits=True)
+    used_up = Exceeded(tokens, f"session:{session}", 0.0, 1017, 3600.0)
+    store.settle(store.start(session), TurnState.QUEUED, delay_seconds=41, outcome=None, waits_for=used_up.sentence)
+    reason = why(store)
+    assert reason.code is Code.BUDGET
+    assert re.fullmatch(
+        rf"turn {session}\.1 waits, as budget 'night' of 1,000 tokens a day for this session is used up \(1,017 spent\): "
+        r"it asks again at \S+ \(in 41 s\)",
+        reason.sentence,
+    )
 
 
 def test_what_stands_in_the_way_besides_is_said_while_the_turn_waits_for_its_time(store: Store):

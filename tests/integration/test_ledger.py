@@ -10,6 +10,7 @@ from inturn.models.states import POISONED, AttemptOutcome, Lane, TurnState
 from inturn.models.store.working import Claim, Settlement, Started
 from inturn.workers.ledger import CROWD, Answer, Ledger
 from tests.integration.stores import WORKER, Store, settlement
+from tests.stacks import wait_until
 
 TRIGGER = """
 CREATE FUNCTION pick() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -129,3 +130,57 @@ def test_a_failure_that_the_database_refuses_too_is_no_matter_of_the_reply(store
     assert [answer.kept for answer in answers] == [False, True]
     assert store.turn(first).state is TurnState.RUNNING
     assert store.turn(started["b"].session_id).state is TurnState.COMPLETED
+
+
+def test_a_claim_that_its_slot_does_not_know_of_yet_is_no_orphan(store: Store):
+    session = store.session()
+    store.send()
+
+    async def claim() -> dict[int, int]:
+        ledger = Ledger(
+            store.database, WORKER, lease_seconds=30, context_turns=20, gap_seconds=0, on_settled=lambda settled: None
+        )
+        ledger.start()
+        try:
+            visit = asyncio.create_task(ledger.visit(None, Claim(Lane.CHAT)))
+            await asyncio.sleep(0)
+            wait_until(lambda: store.lease(session).owner == WORKER)  # the loop stands still meanwhile
+            wait_until(lambda: ledger.handing_out)
+            handing_out = dict(ledger.handing_out)
+            answer = await asyncio.wait_for(visit, 20)
+            ledger.handed_out(answer.started)
+            assert ledger.handing_out == {}
+            return handing_out
+        finally:
+            ledger.stop(5)
+
+    assert asyncio.run(claim()) == {session: store.lease(session).token}
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_a_claim_whose_slot_is_gone_is_an_orphan(store: Store, is_answered: bool):
+    session = store.session()
+    store.send()
+
+    async def claim() -> None:
+        ledger = Ledger(
+            store.database, WORKER, lease_seconds=30, context_turns=20, gap_seconds=0, on_settled=lambda settled: None
+        )
+        ledger.start()
+        try:
+            visit = asyncio.create_task(ledger.visit(None, Claim(Lane.CHAT)))
+            await asyncio.sleep(0)
+            wait_until(lambda: ledger.handing_out)
+            if is_answered:
+                asyncio.get_running_loop().call_soon(visit.cancel)  # behind the answer
+            else:
+                visit.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await visit
+            await asyncio.sleep(0.05)
+            assert ledger.handing_out == {}
+        finally:
+            ledger.stop(5)
+
+    asyncio.run(claim())
+    assert store.lease(session).owner == WORKER

@@ -60,7 +60,10 @@ Fleets = Callable[..., Any]
 
 
 @pytest.fixture
-def fleet(redis: RedisServer) -> Fleets:
+def fleet(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Fleets:
+    """None of its turns waits where it is: they tell for how long they would."""
+    monkeypatch.setattr(limits, "NEAR_SECONDS", 0)
+
     @contextmanager
     def working(limited: Limited | None = None, hold_seconds: float = HOLD_SECONDS) -> Iterator[Fleet]:
         provider = f"provider{next(_names)}"
@@ -126,8 +129,20 @@ def test_chat_has_a_share_of_its_own(fleet: Fleets):
             return max(batch), max(chat)
 
         batch, chat = run(asked())
-    assert batch > 15, "a hundred at five a second"
+    assert 8 < batch < 10, "a hundred at ten a second: chat's half is lent"
     assert chat < 1.0, "five at five a second, beside all of them"
+
+
+def test_a_moment_that_is_near_is_waited_for(fleet: Fleets, monkeypatch: pytest.MonkeyPatch):
+    with fleet(Limited(requests_per_minute=600)) as working:
+
+        async def asked() -> list[float]:
+            monkeypatch.setattr(limits, "NEAR_SECONDS", 0.25)
+            return list(await asyncio.gather(*(working.wait(turn) for turn in range(0, 20, 2))))
+
+        waits = run(asked())
+    assert waits[:8] == [0] * 8, "half a second's at once, and those whose moment was near"
+    assert all(wait > 0.25 for wait in waits[8:])
 
 
 def test_tokens_are_counted_as_the_provider_counts_them(fleet: Fleets):

@@ -102,6 +102,7 @@ def test_what_was_wiped_is_told_again(broker: redis_client.Redis, telling: Telle
 
 
 def test_many_are_told_in_one_go(broker: redis_client.Redis, telling: Teller):
+    broker.config_resetstat()  # of whoever used it before
     tellings = [telling.begin(started(session)) for session in range(1, 501)]
     for round_ in range(20):
         for one in tellings:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, inspect, text
 from inturn.models import migrations
 from inturn.models.database import Database
 from inturn.models.errors import SchemaError, StorageError
-from inturn.models.tables import Row
+from inturn.models.rows import Row
 from ops.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +77,12 @@ def schema(database: Database) -> dict[str, list[Any]]:
 
 
 def lines(statement: str) -> list[str]:
-    """A column that was added later stands behind another one, on its line."""
-    broken = re.sub(r", (?=\w+ (?:INTEGER|BOOLEAN|TEXT))", "\n", statement)
+    """A column that was added later stands behind another one, on its line, and its CHECK behind it."""
+    broken = re.sub(
+        r", (?=\w+ (?:INTEGER|BIGINT|BOOLEAN|TEXT|JSON|FLOAT|VARCHAR|DATETIME))|(?<=NULL) (?=CONSTRAINT)",
+        "\n",
+        statement,
+    )
     return [re.sub(r"\s+", " ", line).strip(" ,") for line in broken.splitlines()]
 
 

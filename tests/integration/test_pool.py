@@ -255,7 +255,8 @@ def test_a_lost_broker_interrupts_no_task_and_is_found_again(tmp_path):
         expect(lambda: worker.journal("ended"))
         redis.start()
         task = worker.send("nap", 0)
-        expect(lambda: f"{APP}.nap[{task}] succeeded" in worker.log(), seconds=10)
+        # Celery waits 2 s longer before each further try.
+        expect(lambda: f"{APP}.nap[{task}] succeeded" in worker.log(), seconds=30)
         assert worker.in_flight() == 0
     finally:
         worker.stop()

@@ -1,6 +1,5 @@
 """What is peculiar to Messages: how a prompt is written there, and what a reply is made of."""
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -12,20 +11,9 @@ from ops.chaos.model import Call, ModelServer
 from tests.integration.asking import Config, ask, calls_of, failure, prompt, told
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
 @pytest.fixture(params=[False, True], ids=["whole", "streamed"])
 def config(server: ModelServer, request: pytest.FixtureRequest) -> Config:
     return Config(server.base_url, "anthropic", streams=request.param)
-
-
-@pytest.fixture
-def key() -> str:
-    return uuid4().hex
 
 
 def sent(server: ModelServer, config: Config, *messages: tuple[str, Any], **options: Any) -> Call:
@@ -120,3 +108,4 @@ def test_another_version_of_the_api_can_be_asked_for(server: ModelServer, config
 def test_what_came_out_of_a_cache_was_shown_to_the_model(config: Config) -> None:
     reply = ask(config, prompt(told(act="cached")))
     assert (reply.input_tokens, reply.output_tokens) == (42, 2)
+    assert (reply.cache_read_tokens, reply.cache_write_tokens) == (30, 7)

@@ -5,9 +5,8 @@ and how it goes wrong. What only one type or only a stream can do, and how a cal
 import asyncio
 import time
 import tracemalloc
-from collections.abc import Iterator
 from dataclasses import replace
-from uuid import uuid4
+from typing import Any
 
 import pytest
 
@@ -18,7 +17,6 @@ from ops.chaos.model import ModelServer
 from tests.integration.asking import (
     KEY,
     MODEL,
-    WAYS,
     Asker,
     Config,
     ask,
@@ -31,24 +29,6 @@ from tests.integration.asking import (
     told,
     with_providers,
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture(params=WAYS)
-def config(server: ModelServer, request: pytest.FixtureRequest) -> Config:
-    return Config(server.base_url, *request.param)
-
-
-@pytest.fixture
-def key() -> str:
-    """Of one test's calls: all tests ask the same server."""
-    return uuid4().hex
-
 
 # What is sent and what comes back
 
@@ -191,7 +171,54 @@ def test_who_thought_for_as_long_as_it_was_allowed_needs_more(config: Config) ->
 def test_a_model_that_declines_declines_again(config: Config) -> None:
     error = failure(config, prompt(told(act="declined")))
     assert (error.kind, error.error_type, error.status_code) == ("permanent", "refusal", 200)
-    assert error.message.startswith(f"{MODEL} refused to answer. ")
+    assert error.message.startswith(f"{MODEL} refused to answer (status 200). ")
+
+
+def test_a_filter_that_stopped_a_reply_stops_it_again(config: Config) -> None:
+    error = failure(config, prompt(told(act="filtered")))
+    assert (error.kind, error.error_type, error.status_code) == ("permanent", "content_filter", 200)
+    assert error.message.startswith(f"{MODEL} was stopped by the provider's content filter (status 200). ")
+
+
+@pytest.mark.parametrize(("act", "words"), [("declined", 8), ("filtered", 8), ("cut_silent", 0)])
+def test_a_call_that_failed_was_paid_for_all_the_same(config: Config, act: str, words: int) -> None:
+    error = failure(config, prompt(told(act=act)))
+    assert (error.input_tokens, error.output_tokens) == (1, words)
+
+
+def test_a_call_that_failed_without_figures_has_none(config: Config) -> None:
+    error = failure(config, prompt(told(status=500)))
+    assert (error.input_tokens, error.output_tokens) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("directive", "status", "remedy"),
+    [
+        ({"status": 401}, 401, "Check the key in KEY_OF_THE_TESTS"),
+        ({"status": 404}, 404, "Check the model's name and the base_url of provider local"),
+        ({"status": 400}, 400, "Check the options of the session"),
+        ({"status": 429}, 429, "check the quota if this lasts"),
+        ({"act": "html"}, 200, "Check the base_url of provider local"),
+        ({"act": "garbage"}, 200, "Check the base_url of provider local"),
+        ({"act": "hollow"}, 200, "Check the options of the session"),
+        ({"act": "cut_silent"}, 200, "Raise max_tokens"),
+        ({"act": "declined"}, 200, "change the prompt"),
+        ({"act": "filtered"}, 200, "change the prompt"),
+        ({"act": "redirect"}, 307, "give provider local the final base_url"),
+        ({"act": "too_long", "who": "openai"}, 400, 'or set overflow="summarise"'),
+        ({"act": "close"}, None, "Does it restart"),
+        ({"act": "cut_body"}, None, "Is there a proxy"),
+        ({"act": "not_http"}, None, "Check the provider's base_url"),
+        ({"act": "over_the_brim"}, None, "limit max_tokens"),
+    ],
+)
+def test_every_failure_names_the_model_the_status_and_what_to_do(
+    config: Config, directive: dict[str, Any], status: int | None, remedy: str
+) -> None:
+    message = failure(config, prompt(told(**directive))).message
+    assert message.startswith(MODEL)
+    assert status is None or str(status) in message
+    assert remedy in message
 
 
 @pytest.mark.parametrize(
@@ -210,7 +237,9 @@ def test_an_error_in_place_of_a_reply_is_told_by_its_word(
 ) -> None:
     error = failure(config, prompt(told(act="error_inside", error=word)))
     assert (error.kind, error.error_type, error.status_code) == (kind, error_type, status_code)
-    assert error.message.startswith(f"{MODEL} broke off with an error: The model server was told to say no. ")
+    assert error.message.startswith(
+        f"{MODEL} answered 200 and broke off with an error: The model server was told to say no. "
+    )
 
 
 def test_a_length_that_is_too_short_spoils_neither_this_reply_nor_the_next(config: Config) -> None:

@@ -6,32 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
-from inturn.workers import provider
 from inturn.workers.provider import ProviderError, Reply
+from inturn.workers.providers import transport
 from ops.chaos.model import ModelServer
-from tests.integration.asking import WAYS, Asker, Config, calls_of, failure, prompt, told, with_providers
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture(params=WAYS)
-def config(server: ModelServer, request: pytest.FixtureRequest) -> Config:
-    return Config(server.base_url, *request.param)
-
-
-@pytest.fixture
-def key() -> str:
-    """Of one test's calls: all tests ask the same server."""
-    return uuid4().hex
-
+from tests.integration.asking import Asker, Config, calls_of, failure, prompt, told, with_providers
 
 # What never arrives
 
@@ -66,7 +47,7 @@ def test_failed_tls_is_safe(config: Config) -> None:
 
 
 def test_a_connection_that_never_comes_about_is_safe(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(provider.HTTP_TIMEOUTS, "timeout", {"connect": 0.3, "pool": 0.3})
+    monkeypatch.setitem(transport.HTTP_TIMEOUTS, "timeout", {"connect": 0.3, "pool": 0.3})
     with socket.socket() as full, socket.socket() as first, socket.socket() as second:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

@@ -1,30 +1,17 @@
 """What is peculiar to chat completions, and to those who speak them each in their own way."""
 
-from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from inturn.workers.provider import Prompt
 from ops.chaos.model import ModelServer
-from tests.integration.asking import Config, ask, calls_of, failure, failure_after, prompt, told
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
+from tests.integration.asking import Config, ask, calls_of, failure, prompt, told
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "streamed"])
 def config(server: ModelServer, request: pytest.FixtureRequest) -> Config:
     return Config(server.base_url, streams=request.param)
-
-
-@pytest.fixture
-def key() -> str:
-    return uuid4().hex
 
 
 def test_what_is_sent_is_the_prompt_and_nothing_else(server: ModelServer, config: Config, key: str) -> None:
@@ -71,12 +58,6 @@ def test_azure_is_asked_as_it_wants_to_be(server: ModelServer, config: Config, k
     assert call.key_header == "api-key"
 
 
-def test_a_filter_that_stopped_a_reply_stops_it_again(config: Config) -> None:
-    error, _ = failure_after(config, prompt(told(act="filtered")))
-    assert (error.kind, error.error_type) == ("permanent", "content_filter")
-    assert "content filter. The same again would end alike" in error.message
-
-
 def test_an_error_for_a_reason_to_stop_is_one(config: Config) -> None:
     error = failure(config, prompt(told(act="stopped", stop="error")))
     assert (error.kind, error.error_type) == ("ambiguous", "error_in_reply")
@@ -90,6 +71,7 @@ def test_a_text_is_a_reply_whatever_it_stopped_for(config: Config, stop: str) ->
 def test_figures_may_come_with_the_last_choice_and_a_second_choice_is_nobodys(server: ModelServer) -> None:
     reply = ask(Config(server.base_url, streams=True), prompt(told(act="usage_with_last_choice")))
     assert (reply.content, reply.input_tokens, reply.output_tokens) == ("Hello", 7, 5)
+    assert (reply.cache_read_tokens, reply.cache_write_tokens) == (4, 0)
 
 
 def test_the_parts_of_a_reply_are_joined_and_thoughts_are_none_of_it(server: ModelServer) -> None:

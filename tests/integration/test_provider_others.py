@@ -3,15 +3,26 @@
 import asyncio
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inturn.models.content import storable
-from inturn.workers.provider import REPLY_LIMIT, OnDelta, Prompt, ProviderConfig, ProviderError, Providers, Reply
+from inturn.workers.provider import (
+    CALLS_LIMIT,
+    REPLY_LIMIT,
+    OnDelta,
+    Prompt,
+    ProviderConfig,
+    ProviderError,
+    Providers,
+    Reply,
+    ToolCall,
+)
 from inturn.workers.providers import BUILDERS
-from tests.integration.asking import KEY, Config, prompt
+from tests.integration.asking import KEY, NOW, Config, prompt
 
 Deed = Callable[[OnDelta], Reply]
 
@@ -159,3 +170,37 @@ def test_nothing_is_told_after_the_end() -> None:
     ask_oddity(keep, told.append)
     tells[-1](" again")
     assert told == ["Hello"]
+
+
+# Tools
+
+
+def calling(*calls: ToolCall, content: str = "") -> Reply:
+    """What is made of a reply that calls tools, where one was offered."""
+
+    async def reply() -> Reply:
+        builders = {"odd": lambda name, config: Oddity(lambda tell: Reply(content, tool_calls=calls))}
+        providers = Providers({"odd": Config("", type="odd")}, builders, deadline_seconds=5)
+        return await providers.reply("odd/m", replace(prompt("Hello"), tools=(NOW,)))
+
+    return asyncio.run(reply())
+
+
+def test_the_calls_of_every_provider_can_be_stored() -> None:
+    assert calling(ToolCall("i\x00", "now", "\ud83d")).tool_calls == (ToolCall("i\ufffd", "now", "\ufffd"),)
+
+
+def test_calls_that_nobody_asked_for_are_left_out() -> None:
+    reply, _ = ask_oddity(lambda tell: Reply("Hello", tool_calls=(ToolCall("i", "now", "{}"),)))
+    assert (reply.content, reply.tool_calls) == ("Hello", ())
+
+
+def test_the_cap_holds_for_content_and_calls_together() -> None:
+    half = "x" * (REPLY_LIMIT // 2)
+    assert len(calling(ToolCall("i", "n", half[2:]), content=half).tool_calls) == 1
+    with pytest.raises(ProviderError) as caught:
+        calling(ToolCall("i", "n", half[1:]), content=half)
+    assert caught.value.error_type == "reply_too_large"
+    with pytest.raises(ProviderError) as caught:
+        calling(*[ToolCall("i", "n", "{}")] * (CALLS_LIMIT + 1))
+    assert caught.value.error_type == "bad_reply"

@@ -2,15 +2,14 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.distributions import install, write_metadata
 from tests.stacks import ROOT
 
 EXAMPLE = ROOT / "examples" / "own_provider"
@@ -20,19 +19,23 @@ import asyncio, json, sys
 from inturn.models.errors import SettingsError
 from inturn.settings import Settings
 from inturn.workers.cell import Cells
-from inturn.workers.provider import Prompt, ProviderError, Providers
+from inturn.workers.provider import Prompt, ProviderError, Providers, ToolSpec
 from inturn.workers.providers import BUILDERS
 
 async def main(configured):
     settings = Settings.load(providers=configured)
     providers = Providers(settings.available_providers, BUILDERS, deadline_seconds=5)
     said = {"types": list(BUILDERS)}
+    now = (ToolSpec("now", "Says what time it is.", {}),)
     for name in configured:
         told, prompt = [], Prompt("", [{"role": "user", "content": "Pretty Polly"}], {}, "1.1")
         try:
             reply = await providers.reply(f"{name}/m", prompt, told.append)
             inside = await Cells(settings).reply(f"{name}/m", prompt)
             said[name] = [reply.content, told, inside.content]
+            asked = Prompt("", [{"role": "user", "content": "what time is it now"}], {}, "1.1", now)
+            calls = (await Cells(settings).reply(f"{name}/m", asked)).tool_calls
+            said[name].append([[call.name, call.arguments] for call in calls])
         except ProviderError as error:
             again = [None, None]
             try:
@@ -47,25 +50,6 @@ try:
 except SettingsError as error:
     print(json.dumps(str(error)))
 """
-
-
-def install(project: Path, target: Path) -> None:
-    """What pip makes of a project of one module; not every environment has setuptools, and CI has no network."""
-    about = tomllib.loads((project / "pyproject.toml").read_text())
-    for module in about["tool"]["setuptools"]["py-modules"]:
-        shutil.copy(project / f"{module}.py", target)
-    groups = about["project"]["entry-points"]
-    write_metadata(target, about["project"]["name"], about["project"]["version"], groups)
-
-
-def write_metadata(target: Path, name: str, version: str, groups: dict[str, dict[str, str]]) -> None:
-    info = target / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [
-        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in ours.items()) for group, ours in groups.items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines))
 
 
 def use(target: Path, **configured: Any) -> Any:
@@ -94,7 +78,7 @@ def test_the_example_answers_whole_streamed_and_in_a_cell(installed: Path) -> No
         installed, polly={"type": "parrot"}, echo={"type": "echo"}, rude={"type": "parrot", "options": {"voice": 7}}
     )
     assert said["types"] == ["openai", "anthropic", "echo", "parrot"]
-    assert said["polly"] == ["pretty polly", ["pretty ", "polly"], "pretty polly"]
+    assert said["polly"] == ["pretty polly", ["pretty ", "polly"], "pretty polly", [["now", "{}"]]]
     assert said["rude"][:3] == ["permanent", "invalid_request", "rude/m has no voice 7: take one of soft, loud"]
 
 

@@ -1,32 +1,13 @@
 """Every type of provider, whole and streamed, that is told no: what kind of failure it is, and what may be said of it."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from inturn.workers.provider import Prompt
 from ops.chaos.model import ModelServer
-from tests.integration.asking import MODEL, WAYS, Config, calls_of, failure, prompt, told
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture(params=WAYS)
-def config(server: ModelServer, request: pytest.FixtureRequest) -> Config:
-    return Config(server.base_url, *request.param)
-
-
-@pytest.fixture
-def key() -> str:
-    """Of one test's calls: all tests ask the same server."""
-    return uuid4().hex
+from tests.integration.asking import MODEL, Config, calls_of, failure, prompt, told
 
 
 @pytest.mark.parametrize(

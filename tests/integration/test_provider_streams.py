@@ -3,9 +3,7 @@
 import asyncio
 import time
 import tracemalloc
-from collections.abc import Iterator
 from itertools import pairwise
-from uuid import uuid4
 
 import pytest
 
@@ -32,21 +30,9 @@ HALF = "reply to: Please "
 """What has come of a reply when its stream breaks off half way."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
 @pytest.fixture(params=["openai", "anthropic"])
 def config(server: ModelServer, request: pytest.FixtureRequest) -> Config:
     return Config(server.base_url, request.param, streams=True)
-
-
-@pytest.fixture
-def key() -> str:
-    """Of one test's calls: all tests ask the same server."""
-    return uuid4().hex
 
 
 def test_a_reply_is_told_word_by_word(config: Config) -> None:

@@ -21,6 +21,7 @@ from inturn.workers.stack import (
     StackUse,
     child_environment,
     running_stack,
+    said_once,
     stack_lock,
     users_lock,
 )
@@ -182,6 +183,24 @@ def test_a_worker_that_does_not_start_is_quoted(stack: Stack, use: Use):
         use(start_seconds=5, worker="failing")
     wait_until(lambda: not stack.processes())
     stack.assert_nothing_left()
+
+
+def test_settings_that_are_refused_are_told_at_once(stack: Stack, use: Use):
+    with pytest.raises(NoWorkerError, match=r"ended at its start with code 1\. .*'nowhere_tools', which is not found"):
+        use(tool_modules=["nowhere_tools"])
+    with pytest.raises(NoWorkerError, match=r"ended at its start with code 1\. .*settings: its sleeves are too long"):
+        use(worker="refusing")
+    stack.assert_nothing_left()
+
+
+def test_what_a_stack_said_again_and_again_is_quoted_once():
+    lines = [
+        "worker (PID 12) ended with code 1; starting it again: no such luck",
+        "beat (PID 13) ended with code 1; starting it again: no such luck",
+        "worker (PID 14) ended with code 1; starting it again in 1 s: no such luck",
+        "worker (PID 15) ended with code 1; starting it again in 2.5 s: no such luck",
+    ]
+    assert said_once(lines) == [lines[1], lines[3]]
 
 
 def test_children_get_the_settings_wherever_they_were_set(stack: Stack, monkeypatch: pytest.MonkeyPatch):

@@ -1,20 +1,24 @@
 """The working verbs: claim and settle, under the fence, on both databases."""
 
+import sqlite3
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
+from typing import Any, NoReturn
 
 import orjson
 import psycopg
 import pytest
-from sqlalchemy import func, make_url, select, text
+from sqlalchemy import event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from inturn.models import database
 from inturn.models.clock import now
 from inturn.models.content import REPLACEMENT
+from inturn.models.database import Database
+from inturn.models.errors import StorageError
 from inturn.models.states import AttemptOutcome, Lane, TurnState
 from inturn.models.store import retention, sending, working
 from inturn.models.store.dialects import postgresql
@@ -23,6 +27,46 @@ from inturn.models.tables import LEASES, TURNS
 from tests.integration.stores import WORKER, Store, meet, settlement
 
 OTHER = "worker-2"
+
+
+def test_a_connection_in_use_when_its_database_is_closed_is_closed_as_it_comes_back(migrated_url: str):
+    with closing(Database(migrated_url)) as database:
+        with database.reading() as db:
+            driver: Any = db.connection.driver_connection
+            database.close()
+            assert db.execute(text("SELECT 1")).scalar() == 1
+        with pytest.raises((psycopg.OperationalError, sqlite3.ProgrammingError)):
+            driver.execute("SELECT 1")
+        with database.reading() as db:
+            assert db.execute(text("SELECT 1")).scalar() == 1
+
+
+def test_a_connection_that_is_made_while_its_database_is_closed_is_closed_as_it_comes_back(migrated_url: str):
+    def close(*_: object) -> None:
+        mine.close()
+
+    with closing(Database(migrated_url)) as mine:
+        event.listen(mine.engine, "do_connect", close)
+        with mine.reading() as db:
+            driver: Any = db.connection.driver_connection
+        with pytest.raises((psycopg.OperationalError, sqlite3.ProgrammingError)):
+            driver.execute("SELECT 1")
+
+
+def test_a_database_that_went_away_is_found_again_when_it_is_back(migrated_url: str):
+    with closing(Database(migrated_url)) as database:
+        with database.reading() as db:
+            db.invalidate()
+
+        def refuse(*_: object) -> NoReturn:
+            raise database.engine.dialect.loaded_dbapi.OperationalError("nobody is there")
+
+        event.listen(database.engine, "do_connect", refuse)
+        with pytest.raises(StorageError, match="nobody is there"), database.reading():
+            pass
+        event.remove(database.engine, "do_connect", refuse)
+        with database.reading() as db:
+            assert db.execute(text("SELECT 1")).scalar() == 1
 
 
 def test_a_turn_from_sent_to_answered(store: Store):
@@ -95,7 +139,7 @@ def test_one_stale_settlement_does_not_hold_up_the_others(store: Store):
     store.rescue_expired()
     with store.database.writing() as db:
         kept, _ = working.settle(db, WORKER, 30, [settlement(each) for each in started])
-    assert kept == {started[0].session_id, started[2].session_id}
+    assert kept == {settlement(each).held for each in (started[0], started[2])}
     assert [store.turn(each.session_id).state for each in started] == ["completed", "queued", "completed"]
 
 
@@ -305,7 +349,7 @@ def test_after_a_commit_of_unknown_outcome_the_reply_is_recognised(store: Store)
     assert store.write(working.settled_before, mine) == set()
     assert store.settle(started)
     assert not store.settle(started)
-    assert store.write(working.settled_before, mine) == {session}
+    assert store.write(working.settled_before, mine) == {mine[0].held}
 
 
 @pytest.mark.parametrize(("own", "default", "shown"), [(None, 3, 3), (2, 3, 2), (0, 3, 0), (50, 3, 4)])

@@ -23,7 +23,7 @@ def settle_and_claim(
     with store.database.writing() as db:
         held, going_on = working.settle(db, WORKER, 30, [settlement(started, state, **how)], claims)
         (found,) = working.claim(db, WORKER, 30, 20, claims, going_on)
-    return started.session_id in held, going_on == set(claims), found
+    return (started.session_id, started.token) in held, going_on == set(claims), found
 
 
 def test_the_next_turn_starts_under_a_new_token_of_the_same_owner(store: Store):
@@ -53,7 +53,7 @@ def test_a_transaction_that_is_tried_again_finds_the_session_gone_on(store: Stor
     assert settle_and_claim(store, first)[2] is not None
     assert settle_and_claim(store, first) == (False, False, None)
     with store.database.writing() as db:
-        assert working.settled_before(db, [settlement(first)]) == {session}
+        assert working.settled_before(db, [settlement(first)]) == {settlement(first).held}
     assert [turn for turn, *_ in store.outcomes(session)] == [1, 2]
 
 
@@ -66,7 +66,7 @@ def test_neighbours_go_on_and_others_are_let_go_in_one_transaction(store: Store)
     with store.database.writing() as db:
         held, going_on = working.settle(db, WORKER, 30, [settlement(each) for each in started], claims)
         found = working.claim(db, WORKER, 30, 20, claims, going_on)
-    assert (held, going_on) == ({waiting, alone}, set(claims[:1]))
+    assert (held, going_on) == ({settlement(each).held for each in started}, set(claims[:1]))
     assert [(each.session_id, each.number) for each in found if each] == [(waiting, 2), (elsewhere, 1)]
     assert store.lease(alone).owner is None
 

@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from inturn.models.clock import now
-from inturn.models.states import Lane, TurnState
+from inturn.models.states import AttemptOutcome, Lane, Role, TurnState
 from inturn.models.store import sending, sweeping, working
 from inturn.models.store.sweeping import Caps
+from inturn.models.store.working import Step
 from inturn.models.tables import LEASES
 from inturn.settings import Settings
 from inturn.workers.maintenance import Sweep
@@ -134,8 +136,9 @@ def test_an_attempt_that_is_withdrawn_was_never_made(store: Store):
     once, neighbour = store.start(session), store.start(other)
     withdrawn = settlement(once, TurnState.QUEUED, outcome=None, delay_seconds=30)
     with store.database.writing() as db:
-        assert working.settle(db, WORKER, 30, [withdrawn, settlement(neighbour)]) == ({session, other}, set())
-        assert working.settled_before(db, [withdrawn]) == {session}
+        both = [withdrawn, settlement(neighbour)]
+        assert working.settle(db, WORKER, 30, both) == ({each.held for each in both}, set())
+        assert working.settled_before(db, [withdrawn]) == {withdrawn.held}
     turn, lease = store.turn(session), store.lease(session)
     assert (turn.state, turn.attempts, turn.rescues) == (TurnState.QUEUED, 1, 0)
     assert (lease.owner, lease.later) == (None, True)
@@ -258,11 +261,19 @@ def test_the_sweep_finds_sessions_that_nobody_was_told_about(store: Store):
 def test_a_retry_is_hinted_again_when_it_is_due(store: Store):
     session = store.session()
     store.send()
-    store.settle(store.start(session), TurnState.QUEUED, delay_seconds=0.05)
+    store.settle(store.start(session), TurnState.QUEUED, delay_seconds=60)
     store.change(LEASES, LEASES.c.session_id == session, hinted_at=now())
     assert store.write(sweeping.unhinted, Lane.CHAT, 60, 10) == []
     store.change(LEASES, LEASES.c.session_id == session, ready_at=now(-0.5), hinted_at=now(-1))
     assert [each.session_id for each in store.write(sweeping.unhinted, Lane.CHAT, 60, 10)] == [session]
+
+
+def test_a_clock_that_is_set_back_hides_no_lost_hint(store: Store):
+    session = store.session()
+    store.send()
+    store.change(LEASES, LEASES.c.session_id == session, ready_at=now(-10), hinted_at=now(3600))
+    assert [each.session_id for each in store.write(sweeping.unhinted, Lane.CHAT, 60, 10)] == [session]
+    assert store.write(sweeping.unhinted, Lane.CHAT, 60, 10) == []
 
 
 @only_postgresql
@@ -330,3 +341,25 @@ def test_a_pass_goes_on_behind_a_chunk_whose_turns_all_ended(store: Store, monke
     settings = Settings(max_attempts=1, max_ambiguous_attempts=1)
     Sweep(store.database, settings, lambda ready: None, lambda lane: None, lambda turns: ()).run()
     assert {store.turn(session).state for session in sessions} == {TurnState.FAILED}
+
+
+def test_a_slot_that_lost_its_session_stores_nothing_beside_the_one_that_has_it_now(store: Store):
+    """Both in one process, and at the ledger at the same moment: after a pause for longer than the lease."""
+    session = store.session()
+    store.send()
+    stale = store.start(session)
+    store.expire(session)
+    store.rescue_expired()
+    current = store.start(session)
+    late = settlement(stale, reply="too late")
+    kept_back = replace(
+        settlement(stale, TurnState.QUEUED, outcome=AttemptOutcome.COMPLETED), steps=(Step(Role.TOOL, "too late", {}),)
+    )
+    for lost in (late, kept_back):
+        with store.database.writing() as db:
+            assert working.settle(db, WORKER, 30, [lost]) == (set(), set())
+    now = settlement(current)
+    with store.database.writing() as db:
+        assert working.settle(db, WORKER, 30, [late, now, kept_back]) == ({now.held}, set())
+    assert store.history(session) == [(1, "user", "hello"), (1, "assistant", "reply to turn 1")]
+    assert (store.turn(session).attempts, store.turn(session).state) == (2, TurnState.COMPLETED)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -25,7 +24,7 @@ from inturn.models.states import Lane, TurnState
 from inturn.models.store import opening, presence, reading, retention, sending, sweeping, waking
 from inturn.models.store.reading import SessionFilter
 from inturn.models.tables import LEASES, SESSIONS, TURNS
-from tests.integration.stores import WORKER, Store, meet, only_postgresql, only_sqlite
+from tests.integration.stores import WORKER, Store, meet, only_postgresql
 from tests.stacks import ROOT
 
 
@@ -121,7 +120,7 @@ def test_an_unknown_session_is_refused_and_not_made(store: Store):
         lambda: store.send("ghost"),
         lambda: store.send("ghost", idempotency_key="k"),
         lambda: store.send("gone", session_id=gone),
-        lambda: opening.resume_session(store.database, "ghost", "echo/echo", "system"),
+        lambda: opening.resume_session(store.database, "ghost", ("echo/echo", None), "system"),
         lambda: opening.hold(store.database, "ghost", held=True),
         lambda: retention.remove(store.database, "ghost"),
         lambda: reading.get_session(store.database, "ghost"),
@@ -182,7 +181,7 @@ def test_a_system_message_changed_on_resume_applies_to_later_turns_only(store: S
     store.answer(prompt="one")
     store.send(prompt="two, sent before the change")
     opening.resume_session(store.database, "s", system_message="be long")
-    opening.resume_session(store.database, "s", system_message="be verbose", model="echo/other")
+    opening.resume_session(store.database, "s", system_message="be verbose", model=("echo/other", None))
     store.send(prompt="three")
     before = store.history(session)
     two = store.start(session)
@@ -342,40 +341,6 @@ def test_a_tick_of_the_timetable_fires_once(store: Store, other: Store):
     assert fired.count(True) == 1
     assert store.write(presence.tick, "cleanup", 8)
     assert store.write(presence.tick, "other", 7)
-
-
-SEND_ON = """
-import sys, time
-from inturn.models.database import Database
-from inturn.models.store import sending
-database, waits = Database(sys.argv[1]), []
-print("ready", flush=True)
-sys.stdin.readline()
-until = time.monotonic() + 2
-while (began := time.monotonic()) < until:
-    sending.send(database, "there", "hello")
-    waits.append(time.monotonic() - began)
-print(len(waits), max(waits))
-"""
-
-
-@only_sqlite
-def test_a_process_that_writes_all_the_time_leaves_the_others_their_turn(store: Store, migrated_url: str):
-    """Or replies would wait for those who send: SQLite has one writer at a time, and no queue of those who wait."""
-    for key in "here", "there":
-        store.session(key)
-    with start_python(SEND_ON, migrated_url) as process, ThreadPoolExecutor(4) as threads:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        until = time.monotonic() + 2.2
-
-        def send_on(_: int) -> int:
-            return sum(1 for _ in iter(lambda: time.monotonic() < until and store.send("here"), False))
-
-        mine = threads.map(send_on, range(4))
-        theirs, longest = process.communicate("go\n", timeout=30)[0].split()
-        assert float(longest) < 0.5
-        assert int(theirs) > sum(mine) / 4
 
 
 @only_postgresql

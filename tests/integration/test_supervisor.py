@@ -127,6 +127,29 @@ def test_a_worker_that_fails_is_tried_ever_more_seldom_and_quoted(stack: Stack) 
     stack.assert_nothing_left()
 
 
+def test_a_worker_that_refuses_its_settings_is_not_tried_again(stack: Stack) -> None:
+    said = stack.refused(worker="refusing")
+    assert "SettingsError: worker cannot work with these settings: its sleeves are too long\n" in said
+    assert "starting it again" not in said
+    stack.assert_nothing_left()
+
+
+def test_a_stack_that_was_at_work_goes_on_when_its_settings_are_spoilt(stack: Stack) -> None:
+    up = stack.up(worker="fickle")
+    stack.info().children["worker"].signal(signal.SIGKILL)
+    wait_until(lambda: "ended with code 2; starting it again" in stack.said(up))
+    assert up.poll() is None
+    stack.end(up)
+    stack.assert_nothing_left()
+
+
+def test_a_module_of_tools_that_is_not_there_lets_nothing_start(stack: Stack) -> None:
+    said = stack.refused(tool_modules=["nowhere_tools"])
+    assert "SettingsError: tool_modules (flag) names 'nowhere_tools', which is not found" in said
+    assert stack.events() == []
+    assert not stack.home.exists()
+
+
 def test_after_kill_9_the_next_up_stops_the_orphans_and_says_so(stack: Stack) -> None:
     killed = stack.up(worker="stubborn")
     left = stack.info().children

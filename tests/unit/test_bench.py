@@ -6,6 +6,7 @@ import pytest
 
 from ops.bench.__main__ import counts, listed
 from ops.bench.filling import copied
+from ops.bench.limits import a_minute, busiest
 from ops.bench.meter import Reading, Sample, TooFewTurnsError, read
 from ops.bench.rows import Row, as_json, from_json, rows_of
 from ops.bench.table import render
@@ -98,6 +99,13 @@ def test_names_are_picked_out_of_a_list():
 def test_in_flight_is_positive_numbers(text):
     with pytest.raises(argparse.ArgumentTypeError):
         counts(text)
+
+
+def test_the_busiest_time_is_the_one_that_holds_most():
+    moments = [0.0, 1.0, 30.0, 59.0, 60.0, 60.5, 100.0]
+    assert [busiest(moments, seconds) for seconds in (0.4, 1.0, 60.0, 200.0)] == [1, 2, 5, 7]
+    assert busiest([], 60.0) == 0
+    assert a_minute([0.0, 10.0, 30.0]) == 4
 
 
 def test_a_copied_row_belongs_to_the_other_session():

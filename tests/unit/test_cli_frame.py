@@ -118,6 +118,10 @@ def test_version() -> None:
     [
         (errors.SessionNotFoundError("x"), 4),
         (errors.TurnNotFoundError("1.1"), 4),
+        (errors.BatchNotFoundError("batch-x"), 4),
+        (errors.BatchTimeoutError("batch-x", 1.0), 124),
+        (errors.BatchConflictError("batch-x", "x"), 1),
+        (errors.InvalidBatchError("x.jsonl", [], 1, 2), 2),
         (errors.InvalidSessionIdError("?"), 2),
         (errors.SettingsError("x"), 2),
         (errors.DatabaseUnreachableError("x"), 69),
@@ -125,6 +129,7 @@ def test_version() -> None:
         (errors.NoWorkerError("x"), 69),
         (errors.SchemaError("x"), 1),
         (errors.SessionBusyError("x"), 1),
+        (errors.UnfinishedTurnsError("x", 1, "wait"), 1),
         (errors.TurnFailedError("1.1", "refused", "x", None, True), 69),
         (errors.TurnFailedError("1.1", "unauthorized", "x", 401, False), 1),
     ],

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from inturn.cli.doctor import Finding, check_up
+from inturn.cli.checkup.finding import Finding
+from inturn.cli.doctor import check_up
+from inturn.cli.exits import exit_code
 from inturn.models import migrations
 from inturn.models.database import Database
+from inturn.models.errors import SettingsError
 from inturn.models.states import ProcessKind
 from inturn.models.store import opening, presence
 from inturn.models.store.opening import NewSession
@@ -16,6 +19,7 @@ from inturn.models.store.presence import Process
 from inturn.models.tables import LEASES
 from inturn.settings import Settings
 from inturn.workers import embedded
+from inturn.workers.children import SETTINGS_REFUSED
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +31,7 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def findings(settings: Settings, subject: str) -> list[Finding]:
-    return [finding for finding in check_up(settings) if finding.subject == subject]
+    return [finding for finding in check_up(settings, offline=True) if finding.subject == subject]
 
 
 def test_a_bare_machine_is_well() -> None:
@@ -98,16 +102,32 @@ def test_who_is_missing_is_started_by_what_brings_the_embedded_broker_along(tmp_
 def test_a_key_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     lab = {"lab": {"base_url": "http://lab.example/v1", "api_key_env": "LAB_KEY"}}
     [key] = findings(Settings.load(providers=lab, default_model="lab/small"), "key")
-    assert key == Finding("fail", "key", "LAB_KEY, the key of provider lab, is not set: export it")
+    assert key == Finding(
+        "fail",
+        "key",
+        "LAB_KEY, the key of provider lab, is not set: export it where workers start (in this environment it is missing)",
+    )
     assert [one.state for one in findings(Settings.load(providers=lab), "key")] == ["warn"]
     monkeypatch.setenv("LAB_KEY", "hidden")
     settings = Settings.load(providers=lab, default_model="lab/small")
     assert [one.state for one in findings(settings, "key")] == ["ok"]
     assert "plain http" in findings(settings, "settings")[0].sentence
-    assert "hidden" not in str(list(check_up(settings)))
+    assert "hidden" not in str(list(check_up(settings, offline=True)))
     [model] = findings(Settings.load(default_model="ghost/x"), "model")
     assert model.state == "fail"
     assert "[providers.ghost]" in model.sentence
+
+
+def test_fallbacks_that_nobody_can_ask_are_named() -> None:
+    fallbacks = ["openai/gpt-5", "ghost/x", "echo/echo", "lab/large"]
+    lab = {"lab": {"base_url": "http://127.0.0.1:1/v1", "fallbacks": fallbacks}}
+    _, vendor, ghost = findings(Settings.load(providers=lab, default_model="lab/small"), "model")
+    assert (vendor.state, ghost.state) == ("warn", "warn")
+    assert vendor.sentence == (
+        "openai/gpt-5, in the fallbacks of lab, cannot be asked: in this environment there is no provider openai: add "
+        "[providers.openai] to inturn.toml, or set OPENAI_API_KEY"
+    )
+    assert ghost.sentence.endswith("there is no provider ghost: add [providers.ghost] to inturn.toml")
 
 
 def test_dangers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,3 +162,20 @@ def test_sessions_that_stand_still_are_counted() -> None:
         "2 sessions halted behind a quarantined turn: `inturn why careful` says why, and "
         "`inturn session continue careful` lets it go on"
     )
+
+
+def test_a_module_of_tools_that_is_not_there_keeps_workers_from_working(tmp_path: Path) -> None:
+    package = tmp_path / "shop"
+    package.mkdir()
+    for name in ("__init__", "tools"):
+        (package / f"{name}.py").write_text("raise SystemExit('a check-up imports nobody')")
+    assert findings(Settings.load(tool_modules=["shop", "shop.tools", "json.decoder"]), "tools") == []
+    for missing in ("shop.nowhere", "nowhere", "shop.tools.deeper", "", "."):
+        [found] = findings(Settings.load(tool_modules=["shop.tools", missing]), "tools")
+        assert found.state == "fail"
+        assert f"tool_modules (flag) names {missing!r}, which is not found" in found.sentence
+        assert str(tmp_path) in found.sentence
+
+
+def test_a_supervisor_knows_the_code_of_refused_settings() -> None:
+    assert exit_code(SettingsError("")) == SETTINGS_REFUSED

@@ -1,15 +1,21 @@
 """The provider that needs nothing: what it remembers, and how it can be made to misbehave."""
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from inturn.workers.provider import Prompt, ProviderError, Reply
+from inturn.models.store.working import SUMMED_UP
+from inturn.workers.provider import Prompt, ProviderError, Reply, ToolCall, ToolSpec
 from inturn.workers.providers import Echo
 from inturn.workers.providers import echo as echo_module
+from inturn.workers.providers.echo_options import FAILURES, OPTIONS
+
+ROOT = Path(__file__).parents[2]
 
 GENERICS = "Let's discuss TypeScript generics"
 
@@ -22,10 +28,15 @@ class Config:
     api_key_header: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
     deadline_seconds: float | None = None
 
     def api_key(self) -> None:
+        return None
+
+    def model_name(self, model: str) -> str:
+        return model
+
+    def context_tokens(self, model: str) -> int | None:
         return None
 
 
@@ -85,6 +96,21 @@ def test_other_prompts_are_repeated(text: str) -> None:
 
 def test_it_recalls_nothing_that_it_was_not_shown() -> None:
     assert reply("What were we discussing?").content.startswith("Nothing yet")
+
+
+def test_it_speaks_of_what_it_was_shown_and_not_of_what_there_is() -> None:
+    shown = "Nothing yet: I was shown no earlier message to speak of"
+    assert reply("What were we discussing?").content == f"{shown}. (echo, not a real model)"
+    assert reply("What were we discussing?", "What did I say?").content.startswith(shown)
+    summary = {"role": "system", "content": f"{SUMMED_UP}\n\nThey spoke of Rome."}
+
+    def behind_a_summary(*said: str) -> str:
+        prompt = Prompt("echo", [summary, *conversation(*said)], {}, "1.1")
+        return asyncio.run(Echo("echo", Config()).reply(prompt)).content
+
+    assert behind_a_summary("What were we discussing?").startswith(f"{shown}, but a summary. (")
+    assert "I remember 1 message of yours, and was shown a summary of what was before. (" in behind_a_summary("Hello")
+    assert "I remember 2 messages of yours, and was shown a summary" in behind_a_summary("Hello", "And now?")
 
 
 def test_questions_about_the_past_are_no_topics() -> None:
@@ -187,6 +213,7 @@ def test_thousands_wait_at_once() -> None:
         ("timeout", "ambiguous", None),
         ("disconnected", "ambiguous", None),
         ("invalid_request", "permanent", 400),
+        ("context_length_exceeded", "permanent", 400),
     ],
 )
 def test_it_fails_as_told(fail: str, kind: str, status_code: int | None) -> None:
@@ -217,7 +244,7 @@ def test_the_memory_of_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"temperature": 1}, "'temperature'. It has latency, pace, fail, fail_times, reply"),
+        ({"temprature": 1}, "'temprature'. It has latency, pace, fail, fail_times, context, call, reply"),
         ({"latency": -1}, "latency is -1"),
         ({"latency": "slow"}, "latency is 'slow'"),
         ({"latency": [2, 1]}, "latency is [2, 1]"),
@@ -231,6 +258,15 @@ def test_the_memory_of_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
         ({"fail_times": 1}, "together with fail"),
         ({"fail": "timeout", "fail_times": -1}, "fail_times is -1"),
         ({"fail": "timeout", "fail_times": "2"}, "fail_times is '2'"),
+        ({"context": 0}, "context is 0"),
+        ({"context": True}, "context is True"),
+        ({"call": []}, "call is []"),
+        ({"call": [[]]}, "call is [[]]"),
+        ({"call": "add"}, "call is 'add'"),
+        ({"call": {"name": ""}}, "call is {'name': ''}"),
+        ({"call": {"name": "add", "arguments": [1]}}, "call is {'name': 'add', 'arguments': [1]}"),
+        ({"call": {"name": "add", "id": "x"}}, "call is {'name': 'add', 'id': 'x'}"),
+        ({"call": {"name": "add"}}, "it is to call 'add', but no tools are offered. Give the session tools"),
         ({"reply": ""}, "reply must be"),
         ({"reply": 7}, "reply must be"),
     ],
@@ -239,3 +275,81 @@ def test_an_option_that_it_does_not_have_is_named(options: dict[str, Any], named
     error = failure(**options)
     assert (error.kind, error.error_type) == ("permanent", "invalid_request")
     assert named in error.message
+
+
+# Tools
+
+
+def tried(messages: list[dict[str, Any]], call: Any, **options: Any) -> Reply:
+    """What it replies to who offers tools."""
+    prompt = Prompt("echo", messages, {"call": call} | options, "1.1", (ToolSpec("add", "Adds.", {}),))
+    pieces: list[str] = []
+    reply = asyncio.run(Echo("echo", Config()).reply(prompt, pieces.append))
+    assert "".join(pieces) == reply.content
+    return reply
+
+
+def after(messages: list[dict[str, Any]], reply: Reply, *said: str) -> list[dict[str, Any]]:
+    """The messages with a round of tools behind them."""
+    calls = [
+        {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
+        for one in reply.tool_calls
+    ]
+    results = [
+        {"role": "tool", "tool_call_id": call["id"], "content": text} for call, text in zip(calls, said, strict=True)
+    ]
+    return [*messages, {"role": "assistant", "content": reply.content, "tool_calls": calls}, *results]
+
+
+def test_it_calls_a_tool_and_says_what_it_said() -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "What is 2 + 3?"}]
+    call = {"name": "add", "arguments": {"a": 2, "b": 3}}
+    reply = tried(messages, call)
+    assert (reply.content, reply.tool_calls) == ("", (ToolCall("call_0", "add", '{"a": 2, "b": 3}'),))
+    assert (reply.input_tokens, reply.output_tokens) == (5, 4)
+    answer = tried(after(messages, reply, "5"), call)
+    assert answer.tool_calls == ()
+    assert answer.content == (
+        'You said: "What is 2 + 3?"\nThe tool add said: "5".\nI remember your first message. (echo, not a real model)'
+    )
+    assert answer.input_tokens == 5 + 4 + 1
+
+
+def test_it_calls_tools_round_by_round_and_anew_for_every_prompt() -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Go"}]
+    call = [[{"name": "add", "arguments": "{broken"}, {"name": "now"}], {"name": "add"}]
+    first = tried(messages, call)
+    assert first.tool_calls == (ToolCall("call_0", "add", "{broken"), ToolCall("call_1", "now", "{}"))
+    messages = after(messages, first, "no JSON", "noon")
+    second = tried(messages, call)
+    assert second.tool_calls == (ToolCall("call_2", "add", "{}"),)
+    messages = after(messages, second, "0")
+    answer = tried(messages, call).content
+    assert 'add said: "no JSON".\nThe tool now said: "noon".\nThe tool add said: "0".\n' in answer
+    again = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": "Again"}]
+    assert [one.id for one in tried(again, call).tool_calls] == ["call_3", "call_4"]
+    assert "The tool" not in tried([*again[:-1], {"role": "user", "content": "Again"}], call, reply="Done").content
+
+
+def test_its_tokens_are_words() -> None:
+    answer = reply("one two three", reply="four five")
+    assert (answer.input_tokens, answer.output_tokens) == (2 + 3, 2)
+
+
+def test_it_refuses_to_be_shown_more_than_its_context() -> None:
+    assert reply("one two three", context=5, reply="ok").content == "ok"
+    error = failure(context=2)
+    assert (error.kind, error.error_type, error.status_code) == ("permanent", "context_length_exceeded", 400)
+    assert error.message.startswith(
+        "echo/echo was shown 3 words (status 400), and its option context is 2. Show it less"
+    )
+
+
+def test_its_options_and_failures_are_documented() -> None:
+    docs, readme = ((ROOT / name).read_text() for name in ("docs/providers.md", "README.md"))
+    rows = re.findall(r"^\| `(\w+)` \|(.*)$", docs.partition("- **echo**")[2].partition("\n## ")[0], re.MULTILINE)
+    assert tuple(name for name, _ in rows) == OPTIONS
+    about = readme.partition("its options `latency`")[2].partition("```")[0]
+    for named in dict(rows)["fail"], about:
+        assert [word for word in re.findall(r"`(\w+)`", named) if word in FAILURES] == list(FAILURES)
+    assert set(OPTIONS) - {"latency"} <= set(re.findall(r"`(\w+)`", about))

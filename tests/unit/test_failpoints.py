@@ -92,7 +92,8 @@ def test_stop_stands_still_until_it_is_continued() -> None:
     assert said == b"reached\n"
 
 
-def test_a_process_with_a_mistake_in_it_does_not_start() -> None:
+def test_a_process_with_a_mistake_in_it_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INTURN_HOME", str(tmp_path))
     done = run("nowhere:exit", "import sys\nfrom inturn.cli import main\nsys.argv[1:] = ['worker']\nmain()")
     assert done.returncode == 2
     assert done.stderr.count("\n") <= 2

@@ -1,8 +1,11 @@
 """What of a text that is being written is drawn for good."""
 
-import pytest
+import io
 
-from inturn.cli.markdown import split
+import pytest
+from rich.console import Console
+
+from inturn.cli.markdown import Prose, split
 
 TEXT = """# Title
 
@@ -56,3 +59,47 @@ def test_however_it_comes_no_block_is_torn(size: int):
 @pytest.mark.parametrize("text", ["", "one line", "two\nlines\n", "a\n\n", "a\n\n- b", "a\n\n    b", "```\na\n\nb"])
 def test_what_may_still_change_is_not_done(text: str):
     assert split(text) == ("", text)
+
+
+REPLY = """You said: "hello"
+I remember **your
+first** message.
+
+- one, which
+  goes on
+- two
+
+> quoted
+> in two lines
+
+```
+a
+b
+```
+
+The end,
+as written."""
+DRAWN = """You said: "hello"
+I remember your
+first message.
+
+ • one, which goes on
+ • two
+
+▌ quoted
+▌ in two lines
+
+
+ a
+ b
+
+
+The end,
+as written.
+"""
+
+
+def test_single_line_breaks_are_drawn_where_they_are_written():
+    drawn = io.StringIO()
+    Console(file=drawn, width=60, force_terminal=False).print(Prose(REPLY))
+    assert "\n".join(line.rstrip() for line in drawn.getvalue().split("\n")) == DRAWN

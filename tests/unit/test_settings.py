@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
@@ -131,9 +132,39 @@ def test_azure_and_aliases_can_be_configured() -> None:
     base = "https://me.openai.azure.com/openai/deployments/mine?api-version=2024-10-21"
     azure = {"base_url": base, "api_key_env": "AZURE_KEY", "api_key_header": "api-key", "models": {"best": "gpt-5"}}
     provider = Settings.load(providers={"azure": azure}).providers["azure"]
-    assert (provider.base_url, provider.api_key_header, provider.models) == (base, "api-key", {"best": "gpt-5"})
+    assert (provider.base_url, provider.api_key_header, provider.model_name("best")) == (base, "api-key", "gpt-5")
     sentence = refusal(providers={"azure": azure | {"models": {"best": ""}}})
     assert "providers.azure.models.best is ''" in sentence
+
+
+def test_a_model_may_say_how_much_it_can_be_shown() -> None:
+    models = {"a": {"name": "x", "context_tokens": 7}, "y": {"context_tokens": 8}, "b": "x", "x": "z"}
+    provider = Settings.load(providers={"h": {"base_url": "http://h/v1", "models": models}}).providers["h"]
+    assert [provider.model_name(one) for one in ("a", "y", "b", "x", "other")] == ["x", "y", "x", "z", "other"]
+    assert [provider.context_tokens(one) for one in ("a", "y", "b", "x", "other")] == [7, 8, 7, None, None]
+    again = ProviderSettings.model_validate(provider.model_dump(mode="json"))
+    assert again == provider
+    assert again.model_dump()["models"] == models | {"y": {"name": "y", "context_tokens": 8}}
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("", "models.m is ''"),
+        ({"name": "x", "context_tokens": 0}, "models.m.context_tokens is '0'"),
+        ({"context": 7}, "a model has name and context_tokens, and no context"),
+        (7, "a model is written as its name, or as {"),
+    ],
+)
+def test_a_model_that_is_none_is_refused(written: Any, named: str) -> None:
+    assert named in refusal(providers={"h": {"base_url": "http://h/v1", "models": {"m": written}}})
+
+
+@pytest.mark.parametrize("fallback", ["gpt-5", "openai/", "/gpt-5", "open ai/gpt-5", ""])
+def test_a_fallback_is_a_model(fallback: str) -> None:
+    sentence = refusal(providers={"h": {"base_url": "http://h/v1", "fallbacks": ["echo/echo", fallback]}})
+    assert "providers.h.fallbacks is" in sentence
+    assert f"{fallback!r} is no model: write provider/model" in sentence
 
 
 def test_the_settings_that_the_docs_show_are_accepted() -> None:
@@ -143,7 +174,10 @@ def test_the_settings_that_the_docs_show_are_accepted() -> None:
     providers = Settings.load().available_providers
     assert (providers["anthropic"].type, providers["anthropic"].base_url) == ("anthropic", "https://api.anthropic.com")
     assert providers["openai"].requests_per_minute == 600
-    assert providers["openrouter"].models == {"fast": "meta-llama/llama-3.3-70b-instruct:free"}
+    assert providers["openrouter"].model_name("fast") == "meta-llama/llama-3.3-70b-instruct:free"
+    assert providers["openrouter"].context_tokens("fast") == 131072
+    assert providers["vllm"].context_tokens("llama-3.3") == 65536
+    assert providers["openai"].fallbacks == ["anthropic/claude-sonnet-4-5", "ollama/llama3.2"]
     every = ProviderSettings.model_fields.keys()
     assert set(re.findall(r"^\| `(\w+)` \|", docs, re.MULTILINE)) & every == every
 
@@ -267,6 +301,14 @@ def test_a_header_is_shown_to_nobody() -> None:
     assert "hidden" not in refusal(providers={"lab": provider | {"headers": {"X-Key": ["hidden"]}}})
 
 
+@pytest.mark.parametrize("key", ["sk-proj-abc", "A" * 65, "1KEY", "LAB KEY", "LAB_KEY\n", "Schlüssel"])
+def test_a_key_in_place_of_its_variable_is_refused_and_shown_to_nobody(key: str) -> None:
+    sentence = refusal(providers={"lab": {"base_url": "http://h/v1", "api_key_env": key}})
+    assert "providers.lab.api_key_env is '***' (flag), which is refused: it is the name of an environment" in sentence
+    assert key not in sentence
+    assert "hidden" not in refusal(providers={"lab": {"base_url": "http://h/v1", "api_key_env": ["hidden"]}})
+
+
 def test_broken_files_are_named(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("inturn.toml").write_text("lease_seconds = = 3")
     assert "settings file inturn.toml is not valid TOML" in refusal()
@@ -313,3 +355,37 @@ def test_settings_do_not_change() -> None:
         Settings.load().concurrency = 3
     with pytest.raises(ValueError, match="frozen"):
         ProviderSettings().type = "echo"
+
+
+def test_budgets_of_a_file_and_of_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("inturn.toml").write_text("[[budgets]]\nusd = 20\n\n[[budgets]]\nscope = 'label:team'\ntokens = 5\n")
+    settings = Settings.load()
+    assert [(each.scope, each.usd, each.tokens) for each in settings.budgets] == [
+        ("all", 20, None),
+        ("label:team", None, 5),
+    ]
+    assert settings.origins()["budgets"] == "./inturn.toml"
+    monkeypatch.setenv("INTURN_BUDGETS", '[{"usd": 1}]')
+    assert [each.usd for each in Settings.load().budgets] == [1]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "sentence"),
+    [
+        (
+            '[{"usd": 1, "scop": "all"}]',
+            "unknown setting budgets.0.scop (environment INTURN_BUDGETS): did you mean scope?",
+        ),
+        ('[{"usd": 1}, {"usd": -1}]', "budgets.1.usd is '-1' (environment INTURN_BUDGETS), which is refused"),
+        ('[{"scope": "all"}]', "a budget limits something: give it usd, tokens, or both"),
+        ("{", "INTURN_BUDGETS is not valid JSON: write a list of budgets"),
+    ],
+)
+def test_a_budget_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, budgets: str, sentence: str) -> None:
+    monkeypatch.setenv("INTURN_BUDGETS", budgets)
+    assert sentence in refusal()
+
+
+def test_of_two_budgets_in_a_file_the_wrong_one_has_its_origin() -> None:
+    Path("inturn.toml").write_text("[[budgets]]\nusd = 20\n\n[[budgets]]\nusd = 0\n")
+    assert "budgets.1.usd is '0' (./inturn.toml)" in refusal()

@@ -12,12 +12,16 @@ from inturn.models.states import POISONED, AttemptOutcome, Lane, TurnState
 from inturn.models.store.working import Settlement, Started
 from inturn.settings import Settings
 from inturn.workers.cell import CellDiedError, Cells, NoPlaceError
-from inturn.workers.ledger import Ledger
+from inturn.workers.context import Context
+from inturn.workers.costs import Costs
+from inturn.workers.ledger import Answer, Ledger
 from inturn.workers.limits import Limits
+from inturn.workers.prices import Prices
 from inturn.workers.provider import OnDelta, Prompt, ProviderError, Providers, Reply
 from inturn.workers.providers import BUILDERS
 from inturn.workers.queues import connect
 from inturn.workers.teller import Teller
+from inturn.workers.toolbox import Toolbox
 from inturn.workers.turns import Turns
 
 TELLER = Teller("redis://nobody.invalid", 1)
@@ -39,6 +43,29 @@ class Slow:
         self.go.set()
 
 
+class Notebook:
+    """All that a call wants of the ledger."""
+
+    def note_call(self, seconds: float) -> None:
+        assert seconds >= 0
+
+
+def turns_of(settings: Settings, providers: Providers, ledger: Any = None, limits: Limits = LIMITS) -> Turns:
+    context = Context()
+    return Turns(
+        settings,
+        ledger or cast(Ledger, Notebook()),
+        providers,
+        lambda started, delay: None,
+        lambda: False,
+        TELLER,
+        limits,
+        toolbox=Toolbox([], 1),
+        context=context,
+        costs=Costs(Prices({}), context),
+    )
+
+
 def started(token: int, rescues: int = 0) -> Started:
     said = [{"role": "user", "content": "hello"}]
     return Started(17, "user-1", token, 1, token, 0, rescues, Lane.CHAT, "echo/echo", {}, said)
@@ -49,10 +76,10 @@ async def claim_twice() -> tuple[Any, Any, Turns]:
     providers = Providers(
         settings.available_providers, {**BUILDERS, "echo": lambda name, config: slow}, deadline_seconds=10
     )
-    turns = Turns(settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False, TELLER, LIMITS)
-    former = asyncio.create_task(turns._attempt(started(token=1)))
+    turns = turns_of(settings, providers)
+    former = asyncio.create_task(turns._answer(started(token=1)))
     await asyncio.sleep(0)
-    latter = asyncio.create_task(turns._attempt(started(token=3)))
+    latter = asyncio.create_task(turns._answer(started(token=3)))
     await asyncio.sleep(0.05)
     slow.go.set()
     outcomes = await asyncio.gather(former, latter, return_exceptions=True)
@@ -93,10 +120,8 @@ def test_what_a_failed_call_has_read_goes_with_it_and_not_when_the_collector_com
         providers = Providers(
             settings.available_providers, {**BUILDERS, "echo": lambda name, config: failing}, deadline_seconds=10
         )
-        turns = Turns(
-            settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False, TELLER, LIMITS
-        )
-        settlement = await turns._attempt(started(token=1))
+        turns = turns_of(settings, providers)
+        settlement = await turns._answer(started(token=1))
         assert settlement is not None
         assert settlement.error_type == "bad_reply"
         await asyncio.sleep(0)
@@ -129,11 +154,9 @@ def settled(cell: Cell, rescues: int) -> Settlement | None:
     async def attempt() -> Settlement | None:
         settings = Settings(max_rescues=3)
         providers = Providers(settings.available_providers, BUILDERS, deadline_seconds=10)
-        turns = Turns(
-            settings, cast(Ledger, None), providers, lambda started, delay: None, lambda: False, TELLER, LIMITS
-        )
+        turns = turns_of(settings, providers)
         turns.cells = cast(Cells, cell)
-        settlement = await turns._attempt(started(token=1, rescues=rescues))
+        settlement = await turns._answer(started(token=1, rescues=rescues))
         assert turns.calls == {}
         return settlement
 
@@ -175,7 +198,7 @@ def test_a_cell_that_did_not_start_is_tried_again() -> None:
     assert (settlement.state, settlement.outcome) == (TurnState.QUEUED, AttemptOutcome.SAFE)
 
 
-class Kept:
+class Kept(Notebook):
     """A ledger that is handed something and keeps it."""
 
     def __init__(self) -> None:
@@ -194,10 +217,8 @@ def test_a_slot_that_is_stopped_in_a_call_hands_the_turn_back(
         providers = Providers(
             settings.available_providers, {**BUILDERS, "echo": lambda name, config: Slow()}, deadline_seconds=10
         )
-        turns = Turns(
-            settings, cast(Ledger, kept), providers, lambda started, delay: None, lambda: False, TELLER, LIMITS
-        )
-        slot = asyncio.create_task(turns._attempt(replace(started(token=1), attempts=attempts)))
+        turns = turns_of(settings, providers, kept)
+        slot = asyncio.create_task(turns._answer(replace(started(token=1), attempts=attempts)))
         await asyncio.sleep(0.05)
         slot.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -208,3 +229,51 @@ def test_a_slot_that_is_stopped_in_a_call_hands_the_turn_back(
     (settlement,) = asyncio.run(stop()).settlements
     assert (settlement.state, settlement.error_type) == (state, error_type)
     assert settlement.outcome is AttemptOutcome.LOST, "it was sent, and nobody knows what came of it"
+
+
+class Handing(Kept):
+    """A ledger that has one turn to give."""
+
+    def __init__(self, turn: Started) -> None:
+        super().__init__()
+        self._answers = [Answer(kept=True, started=turn), Answer(kept=True, started=None)]
+        self.handed: list[Started | None] = []
+
+    async def visit(self, settlement: Settlement | None, claim: object) -> Answer:
+        return self._answers.pop(0)
+
+    def handed_out(self, started: Started | None) -> None:
+        self.handed.append(started)
+
+
+class Full(Limits):
+    """A provider without a place, for as long as anybody waits for one."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    def ask(self, started: Started, tokens: int) -> Any:
+        return None
+
+    async def wait(self, ask: object) -> float:
+        self.asked.set()
+        await asyncio.Event().wait()
+        return 0.0
+
+
+def test_a_turn_that_waits_for_its_place_is_held_until_its_slot_is_stopped() -> None:
+    async def wait() -> None:
+        settings, turn = Settings(), started(token=7)
+        providers = Providers(settings.available_providers, BUILDERS, deadline_seconds=10)
+        ledger, limits = Handing(turn), Full()
+        turns = turns_of(settings, providers, ledger, limits)
+        slot = asyncio.create_task(turns.work(Lane.CHAT, 17))
+        await asyncio.wait_for(limits.asked.wait(), 10)
+        assert turns.held == {17: 7}, "the heartbeat would take it for an orphan"
+        assert ledger.handed == [turn]
+        slot.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slot
+        assert turns.held == {}
+
+    asyncio.run(wait())

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from inturn.models.tables import Row
+from inturn.models.rows import Row
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=Row.metadata, transaction_per_migration=False

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from inturn.models.states import ProcessKind, TurnState, slots_of
+from inturn.models.store.budgets import SENTENCE
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.situation import Code, Reason, Situation, alive, counted
 
@@ -122,12 +123,14 @@ def those_who_died(it: Situation, turn: Mapping[str, Any]) -> str:
 
 
 def due_later(it: Situation) -> Reason | None:
-    """A turn that its provider has no room for, a retry, or one that was sent for later."""
+    """A turn whose budget is used up or that its provider has no room for, a retry, or one that was sent for later."""
     if it.turn is None or (due := it.lease["ready_at"] or it.turn["ready_at"]) <= it.at:
         return None
     name, when = it.named(it.turn["number"]), it.at_the_time(due)
-    if it.turn["waits_for"]:
-        return Reason(Code.PROVIDER_LIMIT, f"turn {name} waits for {it.turn['waits_for']}: it asks again at {when}")
+    if waits_for := it.turn["waits_for"]:
+        if waits_for.startswith(SENTENCE):
+            return Reason(Code.BUDGET, f"turn {name} waits, as {waits_for}: it asks again at {when}")
+        return Reason(Code.PROVIDER_LIMIT, f"turn {name} waits for {waits_for}: it asks again at {when}")
     if not it.turn["attempts"]:
         return Reason(Code.SCHEDULED, f"turn {name} is not due before {when}")
     last = it.attempt["error_type"] or it.attempt["outcome"] if it.attempt else None

@@ -13,10 +13,11 @@ from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.states import FINAL, UNFINISHED, Role, SessionState, TurnState
 from inturn.models.store.opening import PROMPT
-from inturn.models.tables import MESSAGES, SESSIONS, TURNS
+from inturn.models.tables import MESSAGES, SESSIONS, SUMMARY, TURNS
 
 END = 2**31 - 1
 """The place of a turn's end, behind all of its messages."""
+BEHIND_THE_PROMPT = (MESSAGES.c.position > PROMPT) & (MESSAGES.c.position < SUMMARY)
 WITHOUT_REPLY = (TurnState.FAILED, TurnState.CANCELLED)
 
 
@@ -39,6 +40,13 @@ class EventRecord:
     error_type: str | None = None
     error_status: int | None = None
     merged_into: int | None = None
+    data: dict[str, Any] | None = None
+    """What of a message is no text."""
+
+    @property
+    def is_step(self) -> bool:
+        """Whether the turn went on behind it: tools were called, or said something."""
+        return self.what is Role.TOOL or "tool_calls" in (self.data or {})
 
 
 Place = tuple[int, int]
@@ -70,7 +78,9 @@ def _messages(
         order = tuple(column.desc() for column in order)
     page = select(MESSAGES).where(MESSAGES.c.session_id == session_id, *which).order_by(*order).limit(limit)
     return [
-        EventRecord(session_id, row.turn_number, row.position, Role(row.role), row.content, row.created_at)
+        EventRecord(
+            session_id, row.turn_number, row.position, Role(row.role), row.content, row.created_at, data=row.data
+        )
         for row in db.execute(page)
     ]
 
@@ -109,6 +119,8 @@ class Bookmark:
     next_turn: int
     ended: set[int] = field(default_factory=set)
     """Those that ended although an earlier one is open: they were taken back."""
+    step: Place = (0, 0)
+    """The last step that is known. Of the open turns only the first can have any."""
 
     def is_open(self, number: int) -> bool:
         return self.open_from <= number < self.next_turn and number not in self.ended
@@ -133,6 +145,9 @@ def bookmark(database: Database, session_id: int, key: str, last: int) -> tuple[
         found = Bookmark(session_id, key, db.execute(lowest).scalar() or next_turn, next_turn)
         ended = select(number).where(mine, number > found.open_from, TURNS.c.state.in_(FINAL))
         found.close(db.execute(ended).scalars().all())
+        found.step = max(
+            ((row.turn_number, row.place) for row in steps(db, session_id, found.open_from)), default=(0, 0)
+        )
         past = _messages(db, session_id, limit=last, newest=True) if last else []
     return found, past[::-1]
 
@@ -143,7 +158,7 @@ def news(database: Database, known: Bookmark) -> list[EventRecord]:
     Raises:
         SessionNotFoundError: the session was deleted.
     """
-    session_id, prompts, ended, replies = known.session_id, [], [], []
+    session_id, prompts, ended, said = known.session_id, [], [], []
     with database.reading() as db:
         next_turn = _next_turn(db, session_id, known.key)
         if next_turn > known.next_turn:
@@ -151,20 +166,28 @@ def news(database: Database, known: Bookmark) -> list[EventRecord]:
             new = (number >= known.next_turn) & (number < next_turn) & (MESSAGES.c.position <= PROMPT)
             prompts = _messages(db, session_id, new)
         if known.open_from < next_turn:
+            said = steps(db, session_id, known.open_from, known.step)
+            known.step = max([known.step, *((row.turn_number, row.place) for row in said)])
             candidates = (TURNS.c.number >= known.open_from) & (TURNS.c.number < next_turn)
             ended = _ends(db, session_id, candidates, TURNS.c.finished_at.is_not(None))
             ended = [end for end in ended if end.turn_number not in known.ended]
             replies = _with_replies(db, session_id, ended)
+            said += [row for row in replies if (row.turn_number, row.place) > known.step]
     known.next_turn = next_turn
     known.close([end.turn_number for end in ended])
-    return in_order([*prompts, *replies])
+    return in_order([*prompts, *said])
+
+
+def steps(db: Connection, session_id: int, number: int, after: Place = (0, 0)) -> list[EventRecord]:
+    """A turn's steps, behind the one that is known: a round's are stored together, before the next call."""
+    found = _messages(db, session_id, MESSAGES.c.turn_number == number, BEHIND_THE_PROMPT)
+    return [row for row in found if row.is_step and (number, row.place) > after]
 
 
 def _with_replies(db: Connection, session_id: int, ended: list[EventRecord]) -> list[EventRecord]:
-    answered = [end.turn_number for end in ended if end.what is TurnState.COMPLETED]
-    behind_the_prompt = MESSAGES.c.turn_number.in_(answered) & (MESSAGES.c.position > PROMPT)
-    replies = _messages(db, session_id, behind_the_prompt) if answered else []
-    return [*replies, *(end for end in ended if end.what in WITHOUT_REPLY)]
+    over = MESSAGES.c.turn_number.in_([end.turn_number for end in ended])
+    said = _messages(db, session_id, over, BEHIND_THE_PROMPT) if ended else []
+    return [*said, *(end for end in ended if end.what in WITHOUT_REPLY)]
 
 
 def _next_turn(db: Connection, session_id: int, key: str) -> int:

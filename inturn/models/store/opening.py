@@ -10,7 +10,7 @@ from inturn.models.clock import now
 from inturn.models.content import storable
 from inturn.models.database import Database
 from inturn.models.errors import SessionExistsError, SessionNotFoundError
-from inturn.models.states import Lane, Retention, Role, SessionState
+from inturn.models.states import Lane, Overflow, Retention, Role, SessionState
 from inturn.models.store import retention
 from inturn.models.tables import LEASES, MESSAGES, SESSIONS
 
@@ -23,8 +23,8 @@ SAY_AGAIN = {
     )
     for dialect, upsert in UPSERT.items()
 }
-SYSTEM, PROMPT = 0, 1
-"""Positions of messages within a turn."""
+SYSTEM, PROMPT, REPLY = 0, 1, 2
+"""Positions of messages within a turn; the reply stands behind as many more as the turn has steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,15 @@ class NewSession:
 
     key: str
     model: str
+    fallbacks: list[str] | None = None
+    """Who is asked if the model fails; None: as its provider's settings say."""
     system_message: str | None = None
     options: dict[str, Any] | None = None
     labels: dict[str, Any] | None = None
     context_turns: int | None = None
+    context_tokens: int | None = None
+    overflow: Overflow = Overflow.TRUNCATE
+    tools: list[str] | None = None
     retention: Retention = Retention.POLICY
     retention_seconds: float | None = None
     halts: bool = False
@@ -62,10 +67,14 @@ def _create(db: Connection, new: NewSession) -> int | None:
         .values(
             key=new.key,
             model=new.model,
+            fallbacks=new.fallbacks,
             system_turn=1 if new.system_message else None,
             options=new.options or {},
             labels=new.labels or {},
             context_turns=new.context_turns,
+            context_tokens=new.context_tokens,
+            overflow=new.overflow,
+            tools=new.tools,
             held=False,
             retention=new.retention,
             retention_seconds=new.retention_seconds,
@@ -87,7 +96,15 @@ def _create(db: Connection, new: NewSession) -> int | None:
     return session_id
 
 
-def say(db: Connection, session_id: int, turn: int, position: int, role: Role, content: str) -> None:
+def say(
+    db: Connection,
+    session_id: int,
+    turn: int,
+    position: int,
+    role: Role,
+    content: str,
+    data: dict[str, Any] | None = None,
+) -> None:
     """Store a message at its place in a turn."""
     values = {
         "session_id": session_id,
@@ -95,6 +112,7 @@ def say(db: Connection, session_id: int, turn: int, position: int, role: Role, c
         "position": position,
         "role": role,
         "content": storable(content),
+        "data": data,
     }
     # A system message that was changed twice before a send replaces itself: no model was ever shown the first.
     db.execute(SAY_AGAIN[db.dialect.name] if position == SYSTEM else SAY, values)
@@ -106,7 +124,11 @@ def _unsay(db: Connection, session_id: int, turn: int) -> None:
     db.execute(delete(MESSAGES).where(said))
 
 
-def resume_session(database: Database, key: str, model: str | None = None, system_message: str | None = None) -> int:
+Chain = tuple[str, list[str] | None]
+"""A model, and its fallbacks; None: as its provider's settings say."""
+
+
+def resume_session(database: Database, key: str, model: Chain | None = None, system_message: str | None = None) -> int:
     """Take a session up again, from now on with another model or system message if given; returns its surrogate id.
 
     Raises:
@@ -116,7 +138,7 @@ def resume_session(database: Database, key: str, model: str | None = None, syste
     def resume(db: Connection) -> int:
         changes: dict[str, Any] = {"last_activity_at": now()}
         if model is not None:
-            changes["model"] = model
+            changes["model"], changes["fallbacks"] = model
         if system_message is not None:
             changes["system_turn"] = SESSIONS.c.next_turn if system_message else None
         row = db.execute(

@@ -25,12 +25,9 @@ from sqlalchemy import (
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
-from inturn.models.states import UNFINISHED, Lane, Retention, Role, SessionState, TurnState
-from inturn.models.store.opening import PROMPT, SYSTEM
-from inturn.models.tables import LEASES, MESSAGES, QUARANTINED, SESSIONS, TURNS
-
-REPLY = 2
-"""Position of the assistant's message within a turn."""
+from inturn.models.states import UNFINISHED, AttemptOutcome, Lane, Overflow, Retention, Role, SessionState, TurnState
+from inturn.models.store.opening import PROMPT, REPLY, SYSTEM
+from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, QUARANTINED, SESSIONS, TURNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,11 @@ class SessionRecord:
     system_message: str | None
     options: dict[str, Any]
     labels: dict[str, Any]
+    fallbacks: list[str] | None
     context_turns: int | None
+    context_tokens: int | None
+    overflow: Overflow
+    tools: list[str] | None
     held: bool
     retention: Retention
     retention_seconds: float | None
@@ -66,8 +67,10 @@ class TurnRecord:
     state: TurnState
     lane: Lane
     model: str
+    fallbacks: list[str] | None
     options: dict[str, Any]
     prompt: str
+    prompt_data: dict[str, Any] | None
     attempts: int
     rescues: int
     retry_of: int | None
@@ -84,9 +87,39 @@ class TurnRecord:
     error_retryable: bool | None
     input_tokens: int | None
     output_tokens: int | None
+    price: float | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to a model.
+
+    Attributes:
+        number: its place among the turn's, from 1; of one that was withdrawn before its call nothing is kept.
+        model: who was asked; None: it was made before this was recorded.
+        outcome: ``completed``, ``safe`` (the provider did no work), ``ambiguous`` (it may have), ``permanent``,
+            ``cancelled``, ``lost`` (its worker died); None: it is under way.
+        estimated: whether the tokens are our guess, since the provider did not count them.
+        price: in US dollars; None: nobody knows.
+        price_table: who says so.
+    """
+
+    number: int
+    model: str | None
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: AttemptOutcome | None
+    error_type: str | None
+    status_code: int | None
+    request_id: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    estimated: bool
+    price: float | None
+    price_table: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +137,7 @@ class MessageRecord:
     position: int
     role: Role
     content: str
+    data: dict[str, Any] | None
     created_at: datetime
 
 
@@ -191,7 +225,8 @@ def list_sessions(database: Database, wanted: SessionFilter, after: int = 0, lim
 
 def _session(row: Row[*tuple[Any, ...]]) -> SessionRecord:
     values = dict(row._mapping)
-    return SessionRecord(**(values | {"retention": Retention(values["retention"]), "busy": bool(values["busy"])}))
+    kinds = {"retention": Retention(values["retention"]), "overflow": Overflow(values["overflow"])}
+    return SessionRecord(**(values | kinds | {"busy": bool(values["busy"])}))
 
 
 def get_session(database: Database, key: str) -> SessionRecord:
@@ -204,29 +239,27 @@ def get_session(database: Database, key: str) -> SessionRecord:
 
 def last_session_key(database: Database) -> str | None:
     """The session that was last created, resumed, or sent to."""
-    newest = (SESSIONS.c.last_activity_at.desc(), SESSIONS.c.id.desc())
+    active = select(SESSIONS.c.key).where(SESSIONS.c.state == SessionState.ACTIVE)
     with database.reading() as db:
-        active = select(SESSIONS.c.key).where(SESSIONS.c.state == SessionState.ACTIVE)
-        return db.execute(active.order_by(*newest).limit(1)).scalar()
+        return db.execute(active.order_by(SESSIONS.c.last_activity_at.desc(), SESSIONS.c.id.desc()).limit(1)).scalar()
 
 
 def _turns() -> Select[Any]:
-    prompt = (
-        select(MESSAGES.c.content)
-        .where(
-            MESSAGES.c.session_id == TURNS.c.session_id,
-            MESSAGES.c.turn_number == TURNS.c.number,
-            MESSAGES.c.position == PROMPT,
-        )
-        .scalar_subquery()
+    asked = MESSAGES.alias("asked")
+    is_prompt = (
+        (asked.c.session_id == TURNS.c.session_id)
+        & (asked.c.turn_number == TURNS.c.number)
+        & (asked.c.position == PROMPT)
     )
     is_put_off = (TURNS.c.state == TurnState.QUEUED) & (TURNS.c.ready_at > now())
-    return select(
-        *columns(TURNS, TurnRecord, but=("key", "prompt", "not_before")),
-        prompt.label("prompt"),
+    chosen = select(
+        *columns(TURNS, TurnRecord, but=("key", "prompt", "prompt_data", "not_before")),
+        asked.c.content.label("prompt"),
+        asked.c.data.label("prompt_data"),
         case((is_put_off, TURNS.c.ready_at)).label("not_before"),
         SESSIONS.c.key,
-    ).join(SESSIONS, SESSIONS.c.id == TURNS.c.session_id)
+    )
+    return chosen.join(SESSIONS, SESSIONS.c.id == TURNS.c.session_id).outerjoin(asked, is_prompt)
 
 
 def _turn(row: dict[str, Any]) -> TurnRecord:
@@ -241,6 +274,14 @@ def get_turn(database: Database, session_id: int, number: int) -> TurnRecord:
     """Raises: TurnNotFoundError."""
     with database.reading() as db:
         return find_turn(db, session_id, number)
+
+
+def get_turns(database: Database, places: Sequence[tuple[int, int]]) -> list[TurnRecord]:
+    """Turns by session and number, in this order."""
+    mine = _turns().where(tuple_(TURNS.c.session_id, TURNS.c.number).in_(places))
+    with database.reading() as db:
+        found = {(row.session_id, row.number): _turn(dict(row._mapping)) for row in db.execute(mine)}
+    return [found[place] for place in places]
 
 
 def find_turn(db: Connection, session_id: int, number: int) -> TurnRecord:
@@ -271,6 +312,19 @@ def list_turns(
         page = page.where(TURNS.c.state == state)
     with database.reading() as db:
         return [_turn(dict(row._mapping)) for row in db.execute(page.order_by(TURNS.c.number).limit(limit))]
+
+
+def list_attempts(database: Database, session_id: int, number: int) -> list[Attempt]:
+    """The attempts at a turn, in order."""
+    mine = (ATTEMPTS.c.session_id == session_id) & (ATTEMPTS.c.turn_number == number)
+    with database.reading() as db:
+        rows = db.execute(select(*columns(ATTEMPTS, Attempt)).where(mine).order_by(ATTEMPTS.c.number))
+        return [_attempt(dict(row._mapping)) for row in rows]
+
+
+def _attempt(row: dict[str, Any]) -> Attempt:
+    outcome = None if row["outcome"] is None else AttemptOutcome(row["outcome"])
+    return Attempt(**{**row, "outcome": outcome, "estimated": bool(row["estimated"])})
 
 
 def list_quarantined(
@@ -332,7 +386,7 @@ ANSWER = ONE_TURN.add_columns(*(REPLIES.c[name].label(f"reply_{name}") for name 
     REPLIES,
     (REPLIES.c.session_id == TURNS.c.session_id)
     & (REPLIES.c.turn_number == TURNS.c.number)
-    & (REPLIES.c.position == REPLY),
+    & (REPLIES.c.position == REPLY + TURNS.c.steps),
 )
 
 

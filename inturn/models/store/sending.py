@@ -18,7 +18,7 @@ from inturn.models.errors import (
 )
 from inturn.models.states import UNFINISHED, Lane, Role, SessionState, TurnState
 from inturn.models.store.opening import PROMPT, say
-from inturn.models.store.overtaking import BLANK_LINE, Joined, interrupt, join, with_joined
+from inturn.models.store.overtaking import BLANK_LINE, Joined, Prompted, interrupt, join, with_joined
 from inturn.models.store.reading import TurnRecord, columns, find_turn
 from inturn.models.store.waking import Ready, list_ready, make_ready
 from inturn.models.tables import LEASES, MESSAGES, SESSIONS, TURNS
@@ -40,7 +40,7 @@ NUMBER = (
     update(SESSIONS)
     .where(MINE)
     .values(next_turn=SESSIONS.c.next_turn + 1, last_activity_at=now())
-    .returning(SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.model, SESSIONS.c.system_turn)
+    .returning(SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.model, SESSIONS.c.fallbacks, SESSIONS.c.system_turn)
 )
 IS_HINT_STALE = or_(
     LEASES.c.hinted_at.is_(None),
@@ -59,9 +59,8 @@ LOCK_LEASE = (
     .where(LEASES.c.session_id == bindparam("session"))
     .with_for_update()
 )
-ACCEPT = (
-    insert(TURNS).values(created_at=now()).returning(*columns(TURNS, TurnRecord, but=("key", "prompt", "not_before")))
-)
+NOT_OF_TURNS = ("key", "prompt", "prompt_data", "not_before")
+ACCEPT = insert(TURNS).values(created_at=now()).returning(*columns(TURNS, TurnRecord, but=NOT_OF_TURNS))
 WAKE = (
     update(LEASES)
     .where(LEASES.c.session_id == bindparam("session"))
@@ -104,6 +103,7 @@ class _Prompted:
 
     key: str
     prompt: str
+    data: dict[str, Any] | None
     session_id: int | None
     idempotency_key: str | None
     when_busy: WhenBusy
@@ -129,6 +129,7 @@ def send(
     key: str,
     prompt: str,
     *,
+    data: dict[str, Any] | None = None,
     session_id: int | None = None,
     idempotency_key: str | None = None,
     when_busy: WhenBusy = "enqueue",
@@ -142,6 +143,7 @@ def send(
 
     Args:
         key: the session's ID.
+        data: the prompt's parts, if it is more than text.
         session_id: the surrogate id that the caller's handle stands for; a session that was deleted and made again
             under the same key is another one.
         idempotency_key: the same key and prompt again is the same turn.
@@ -154,7 +156,7 @@ def send(
         InvalidPromptError: joined with those that wait, it is too large; nothing was stored.
     """
     new = _Prompted(
-        key, prompt, session_id, idempotency_key, when_busy, not_before, options or {}, lane, retry_of, streams
+        key, prompt, data, session_id, idempotency_key, when_busy, not_before, options or {}, lane, retry_of, streams
     )
     return database.transact(lambda db: _sent_before(db, new) or _accept(db, new))
 
@@ -167,7 +169,7 @@ def _sent_before(db: Connection, new: _Prompted) -> Sent | None:
     if locked is None:
         raise SessionNotFoundError(new.key)
     row = db.execute(
-        select(TURNS.c.number, MESSAGES.c.content)
+        select(TURNS.c.number, MESSAGES.c.content, MESSAGES.c.data)
         .join(MESSAGES, (MESSAGES.c.session_id == TURNS.c.session_id) & (MESSAGES.c.turn_number == TURNS.c.number))
         .where(
             TURNS.c.session_id == locked,
@@ -177,17 +179,20 @@ def _sent_before(db: Connection, new: _Prompted) -> Sent | None:
     ).one_or_none()
     if row is None:
         return None
-    if not _is_said(db, locked, row.number, row.content, storable(new.prompt)):
+    if not _is_said(db, locked, row.number, (row.content, row.data), (storable(new.prompt), new.data)):
         raise IdempotencyConflictError(new.key, new.idempotency_key)
     turn = find_turn(db, locked, row.number)
     return Sent(turn, turn.lane, hint=False)
 
 
-def _is_said(db: Connection, session_id: int, number: int, stored: str, prompt: str) -> bool:
+def _is_said(db: Connection, session_id: int, number: int, stored: Prompted, new: Prompted) -> bool:
     """Whether the turn holds this prompt, by itself or behind others that were joined into it."""
-    if stored == prompt:
+    if stored == new:
         return True
-    return stored.endswith(BLANK_LINE + prompt) and stored == with_joined(db, session_id, number, prompt)
+    (text, data), (prompt, parts) = stored, new
+    if not text.endswith(BLANK_LINE + prompt) or text != with_joined(db, session_id, number, prompt):
+        return False
+    return parts is None or (data is not None and data["parts"][-len(parts["parts"]) :] == parts["parts"])
 
 
 def _accept(db: Connection, new: _Prompted) -> Sent:
@@ -200,7 +205,8 @@ def _accept(db: Connection, new: _Prompted) -> Sent:
         raise SessionBusyError(new.key)
     interrupted = new.when_busy == "interrupt" and interrupt(db, row.id)
     text = storable(new.prompt)
-    joined = join(db, row.id, number, text) if new.when_busy == "coalesce" else Joined(text, None, streams=False)
+    alone = Joined(text, None, streams=False, data=new.data, is_next=new.when_busy == "interrupt")
+    joined = join(db, row.id, number, alone) if new.when_busy == "coalesce" else alone
     ready_at = new.earliest(lease.present, joined.not_before)
     accepted = db.execute(
         ACCEPT,
@@ -210,6 +216,7 @@ def _accept(db: Connection, new: _Prompted) -> Sent:
             "state": TurnState.QUEUED,
             "lane": new.lane,
             "model": row.model,
+            "fallbacks": row.fallbacks,
             "system_turn": row.system_turn,
             "options": new.options,
             "idempotency_key": new.idempotency_key,
@@ -221,10 +228,13 @@ def _accept(db: Connection, new: _Prompted) -> Sent:
             "streams": new.streams or joined.streams,
         },
     ).one()
-    say(db, row.id, number, PROMPT, Role.USER, joined.prompt)
-    lane, hint = _wake(db, row.id, lease, new, ready_at)
+    say(db, row.id, number, PROMPT, Role.USER, joined.prompt, joined.data)
+    is_lowest = lease.ready_at is None or joined.is_next
+    lane, hint = _wake(db, row.id, lease, new.lane, ready_at, is_lowest=is_lowest)
     not_before = ready_at if ready_at > lease.present else None
-    turn = TurnRecord(**accepted._mapping, key=new.key, prompt=joined.prompt, not_before=not_before)
+    turn = TurnRecord(
+        **accepted._mapping, key=new.key, prompt=joined.prompt, prompt_data=joined.data, not_before=not_before
+    )
     return Sent(turn, lane, hint, interrupted)
 
 
@@ -245,7 +255,7 @@ def _is_busy(db: Connection, session_id: int) -> bool:
 
 
 def _wake(
-    db: Connection, session_id: int, lease: Row[*tuple[Any, ...]], new: _Prompted, ready_at: datetime
+    db: Connection, session_id: int, lease: Row[*tuple[Any, ...]], of: Lane, ready_at: datetime, *, is_lowest: bool
 ) -> tuple[Lane, bool]:
     """Make the session ready, if the new turn is its lowest. While it is owned its owner sees to that, when it settles.
 
@@ -254,9 +264,8 @@ def _wake(
     if lease.owner is not None:
         return Lane(lease.lane), False
     lane, due_at, is_told = Lane(lease.lane), lease.ready_at, not lease.is_stale
-    is_lowest = lease.ready_at is None or new.when_busy in ("interrupt", "coalesce")
     if is_lowest:
-        lane, due_at, is_told = new.lane, ready_at, False
+        lane, due_at, is_told = of, ready_at, False
     hint = not is_told and due_at <= lease.present and lease.halted_by is None
     if is_lowest or hint:
         db.execute(WAKE, {"session": session_id, "of_lane": lane, "due_at": due_at, "hint": hint})

@@ -30,6 +30,8 @@ class Code(StrEnum):
     """Of a turn that was asked for: one before it is not over. The sentence goes on about that one."""
     PROVIDER_LIMIT = "provider_limit"
     """Its provider's limit, of rate or of calls at once, left no room for it."""
+    BUDGET = "budget"
+    """A budget of its is used up, and it is to wait for another day."""
     RETRY = "retry"
     SCHEDULED = "scheduled"
     LANE_PAUSED = "lane_paused"
@@ -130,7 +132,7 @@ class Situation:
         return None if turn is None else self.row({"id": self.named(turn["number"]), **turn})
 
     def attempts(self) -> str:
-        tried = self.turn["attempts"] if self.turn else 0
+        tried = self.turn["attempts"] - self.turn["rounds"] if self.turn else 0
         return f"{tried} of {self.terms.max_attempts}"
 
     def at_the_time(self, when: datetime) -> str:

@@ -10,6 +10,7 @@ from inturn.models.clock import now
 from inturn.models.content import storable
 from inturn.models.states import AttemptOutcome, Lane, TurnState
 from inturn.models.store.waking import Ready, list_ready, make_ready
+from inturn.models.store.webhooks import Hook, announce_turns, wanting_turns
 from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, SESSIONS, TURNS
 
 CHUNK = 200
@@ -33,23 +34,28 @@ class CutOff:
     attempt: int
 
 
-def rescue_expired(db: Connection, caps: Caps) -> list[Ready] | None:
+def rescue_expired(db: Connection, caps: Caps, told: Sequence[Hook] = ()) -> list[Ready] | None:
     """Take over a chunk of leases that ran out.
+
+    Args:
+        told: who is to be told of turns that fail for good by it.
 
     Returns: the sessions that are ready now; None if there was nothing to take over.
     """
-    return _rescue(db, EXPIRED, caps)
+    return _rescue(db, EXPIRED, caps, told)
 
 
-def rescue_owned(db: Connection, owners: Collection[str], caps: Caps) -> list[Ready] | None:
+def rescue_owned(db: Connection, owners: Collection[str], caps: Caps, told: Sequence[Hook] = ()) -> list[Ready] | None:
     """Take over a chunk of the leases of processes that are known to be dead."""
-    return _rescue(db, LEASES.c.owner.in_(owners), caps)
+    return _rescue(db, LEASES.c.owner.in_(owners), caps, told)
 
 
-def rescue_orphans(db: Connection, owner: str, tokens: dict[int, int], caps: Caps) -> list[Ready] | None:
+def rescue_orphans(
+    db: Connection, owner: str, tokens: dict[int, int], caps: Caps, told: Sequence[Hook] = ()
+) -> list[Ready] | None:
     """Take over leases that this process owns and none of its slots holds (by session and token)."""
     orphaned = tuple_(LEASES.c.session_id, LEASES.c.token).in_(list(tokens.items()))
-    return _rescue(db, (LEASES.c.owner == owner) & orphaned, caps)
+    return _rescue(db, (LEASES.c.owner == owner) & orphaned, caps, told)
 
 
 def cut_off(db: Connection, owners: Collection[str] | None = None) -> list[CutOff]:
@@ -75,7 +81,7 @@ def keep_partial(db: Connection, turn: CutOff, heard: str) -> None:
     )
 
 
-def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Ready] | None:
+def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps, told: Sequence[Hook]) -> list[Ready] | None:
     """Token + 1, so that the former owner changes nothing any more; its running turn waits again, or fails at the cap."""
     found = select(LEASES.c.session_id).where(LEASES.c.owner.is_not(None), whose).limit(CHUNK)
     sessions = [row.session_id for row in db.execute(found.with_for_update(skip_locked=True))]
@@ -90,16 +96,20 @@ def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps) -> list[Read
         .where(ATTEMPTS.c.session_id.in_(sessions), ATTEMPTS.c.outcome.is_(None))
         .values(outcome=AttemptOutcome.LOST, ended_at=now())
     )
-    _requeue(db, sessions, caps)
+    failed = _requeue(db, sessions, caps)
+    if hooks := wanting_turns(told):
+        announce_turns(db, hooks, failed)
     ready = [session for session in sessions if make_ready(db, session)]
     return list_ready(db, ready)
 
 
-def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> None:
+def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> list[tuple[int, int]]:
     """A turn that has been rescued so often that it is tried in a process of its own is not blamed for its worker's death;
     what it has spent counts all the same.
+
+    Returns: session and number of those that failed.
     """
-    worn_out = TURNS.c.attempts >= caps.attempts
+    worn_out = TURNS.c.attempts - TURNS.c.rounds >= caps.attempts
     cancelled = TURNS.c.cancel_requested_at.is_not(None)
     fails = worn_out & ~cancelled
     requeued = db.execute(
@@ -122,9 +132,10 @@ def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> None:
         )
         .returning(TURNS.c.session_id, TURNS.c.number, TURNS.c.state)
     )
-    for row in requeued:
-        if row.state == TurnState.FAILED:
-            _halt(db, row.session_id, row.number)
+    failed = [(row.session_id, row.number) for row in requeued if row.state == TurnState.FAILED]
+    for session_id, number in failed:
+        _halt(db, session_id, number)
+    return failed
 
 
 def _halt(db: Connection, session_id: int, number: int) -> None:
@@ -147,6 +158,7 @@ def unhinted(db: Connection, lane: Lane, stale_seconds: float, limit: int) -> li
                 LEASES.c.hinted_at.is_(None),
                 LEASES.c.hinted_at < now(-stale_seconds),
                 LEASES.c.hinted_at < LEASES.c.ready_at,
+                LEASES.c.hinted_at > now(),  # the clock was set back since: it would be told for as long
             ),
         )
         .order_by(LEASES.c.ready_at)

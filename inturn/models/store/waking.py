@@ -1,10 +1,10 @@
 """When a session is ready: its unowned lease says what its lowest waiting turn says, and workers are told."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, exists, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, exists, func, null, or_, select, update
 
 from inturn.models.clock import now
 from inturn.models.states import Lane, TurnState
@@ -46,6 +46,22 @@ def make_ready(db: Connection, session_id: int) -> bool:
     )
     db.execute(update(LEASES).where(LEASES.c.session_id == session_id).values(changes))
     return waiting is not None and bool(waiting.is_due)
+
+
+def make_all_ready(db: Connection, sessions: Collection[int]) -> None:
+    """Set unowned leases by their sessions' lowest waiting turns, where nobody needs to be told at once; the caller holds
+    their locks.
+    """
+    mine = (TURNS.c.session_id == LEASES.c.session_id) & (TURNS.c.state == TurnState.QUEUED)
+
+    def lowest(column: ColumnElement[Any]) -> Any:
+        return select(column).where(mine).order_by(TURNS.c.number).limit(1).scalar_subquery()
+
+    db.execute(
+        update(LEASES)
+        .where(LEASES.c.session_id.in_(sessions), LEASES.c.owner.is_(None))
+        .values(ready_at=lowest(TURNS.c.ready_at), lane=func.coalesce(lowest(TURNS.c.lane), LEASES.c.lane))
+    )
 
 
 def newly_due(db: Connection, within_seconds: float) -> list[Lane]:

@@ -3,7 +3,6 @@
 https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/en/docs/build-with-claude/streaming
 """
 
-import re
 from typing import Any
 
 from httpx_sse import ServerSentEvent
@@ -13,6 +12,7 @@ from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, Reply
 from inturn.workers.providers.draft import Draft
 from inturn.workers.providers.endpoint import Endpoint
 from inturn.workers.providers.exchange import Progress
+from inturn.workers.providers.messages import converted, system_text, tools_of
 from inturn.workers.providers.question import Question
 
 VERSION = "2023-06-01"
@@ -20,8 +20,6 @@ MOST_TOKENS = 8192
 """``max_tokens``, which the API wants to be told, unless an option says otherwise."""
 
 _OURS = ("model", "messages", "stream", "system")
-_SYSTEM = ("system", "developer")
-_INLINE = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,", re.ASCII)
 
 
 class Anthropic:
@@ -59,14 +57,14 @@ class Anthropic:
         await self._endpoint.aclose()
 
     def _payload(self, question: Question) -> dict[str, Any]:
-        messages = question.prompt.messages
-        system = [text for one in messages if one["role"] in _SYSTEM for text in read.texts(one["content"])]
+        system, options = system_text(question), self._endpoint.options(question, _OURS)
         return {
             "model": question.prompt.model,
-            "messages": _converted(question, [one for one in messages if one["role"] not in _SYSTEM]),
-            **({"system": "\n\n".join(system)} if system else {}),
+            "messages": converted(question),
+            **({"system": system} if system else {}),
             "max_tokens": MOST_TOKENS,
-            **self._endpoint.options(question, _OURS),
+            **tools_of(question.prompt, options),
+            **options,
         }
 
 
@@ -87,11 +85,9 @@ class _Events:
             case "message_start":
                 _take_message(self.draft, read.field(payload, "message"))
             case "content_block_start":
-                self.draft.add([payload.get("content_block")])
+                _take_block(self.draft, payload.get("index"), payload.get("content_block"))
             case "content_block_delta":
-                delta = payload.get("delta")
-                if read.field(delta, "type") == "text_delta":
-                    self.draft.add(read.field(delta, "text"))
+                self._take_delta(payload.get("index"), payload.get("delta"))
             case "message_delta":
                 _take_figures(self.draft, payload.get("usage"))
                 self.draft.stopped(read.field(payload.get("delta"), "stop_reason"))
@@ -101,13 +97,30 @@ class _Events:
                 self._progress = Progress.OVER
             # "ping", the ends of blocks, and whatever is new: nothing of it is text
 
+    def _take_delta(self, place: Any, delta: Any) -> None:
+        match read.field(delta, "type"):
+            case "text_delta":
+                self.draft.add(read.field(delta, "text"))
+            case "input_json_delta":
+                self.draft.calls.take(place, arguments=read.field(delta, "partial_json"))
+
 
 def _take_message(draft: Draft, message: Any) -> None:
     draft.request_id = read.field(message, "id")
     _take_figures(draft, read.field(message, "usage"))
     content = read.field(message, "content")
-    draft.add(content if isinstance(content, list) else None)
+    for place, block in enumerate(content if isinstance(content, list) else []):
+        _take_block(draft, place, block)
     draft.stopped(read.field(message, "stop_reason"))
+
+
+def _take_block(draft: Draft, place: Any, block: Any) -> None:
+    """A text, or a call; what a model thought, and what the provider's own tools did, is neither."""
+    if read.field(block, "type") == "tool_use":
+        ident, name, given = (read.field(block, name) for name in ("id", "name", "input"))
+        draft.calls.take(place, ident=ident, name=name, arguments=given)
+    else:
+        draft.add([block])
 
 
 def _take_figures(draft: Draft, usage: Any) -> None:
@@ -116,48 +129,6 @@ def _take_figures(draft: Draft, usage: Any) -> None:
     counts = [read.tokens(usage, name) for name in parts]
     if counts[0] is not None:
         draft.input_tokens = sum(count or 0 for count in counts)
+        draft.cache_write_tokens, draft.cache_read_tokens = counts[1] or 0, counts[2] or 0
     if (written := read.tokens(usage, "output_tokens")) is not None:
         draft.output_tokens = written
-
-
-def _converted(question: Question, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as they are written here. Several of one role (a turn may have failed) are one: not everybody who
-    speaks Messages joins them.
-    """
-    converted: list[dict[str, Any]] = []
-    for message in messages:
-        role, content = message["role"], message["content"]
-        if isinstance(content, list):
-            content = [_part(question, part) for part in content]
-        if converted and converted[-1]["role"] == role:
-            content = _joined(converted.pop()["content"], content)
-        converted.append({"role": role, "content": content})
-    return converted
-
-
-def _joined(former: Any, latter: Any) -> Any:
-    if isinstance(former, str) and isinstance(latter, str):
-        return f"{former}\n\n{latter}"
-    return [*_parts(former), *_parts(latter)]
-
-
-def _parts(content: Any) -> list[Any]:
-    return content if isinstance(content, list) else [{"type": "text", "text": content}]
-
-
-def _part(question: Question, part: Any) -> Any:
-    """An image as it is written here; any other part as it is.
-
-    Raises:
-        ProviderError: it is an image of which one cannot tell where it is (permanent).
-    """
-    if read.field(part, "type") != "image_url":
-        return part
-    url = read.field(read.field(part, "image_url"), "url")
-    if isinstance(url, str) and url.startswith(("http://", "https://")):
-        return {"type": "image", "source": {"type": "url", "url": url}}
-    inline = _INLINE.match(url) if isinstance(url, str) else None
-    if inline is None:
-        fact = "cannot be shown an image whose url is neither http(s):// nor data:TYPE;base64,..."
-        raise question.failed("permanent", "invalid_request", fact)
-    return {"type": "image", "source": {"type": "base64", "media_type": inline[1], "data": url[inline.end() :]}}

@@ -3,39 +3,22 @@
 It answers out of the history that it is shown and nothing else, so that what it recalls was really stored. It says in
 every reply that it is no real model.
 
-Options, of the provider, the session or the turn:
-
-==============  =========================================================================================  ========
-option          what it does                                                                               default
-==============  =========================================================================================  ========
-``latency``     seconds before it answers, or ``[low, high]``: drawn from the turn's key, the same again    0
-``pace``        seconds between the words of its answer, whether somebody reads along or not                0
-``fail``        answers with a failure: ``rate_limited``, ``unavailable``, ``timeout``, ``disconnected``    none
-                or ``invalid_request``
-``fail_times``  with ``fail``: only the first so many attempts of a turn in this process fail               all
-``reply``       answers with this text                                                                     none
-==============  =========================================================================================  ========
+Its options, of the provider, the session or the turn, are in ``echo_options.py``. It counts as tokens the words of what
+it is shown (of all messages: texts, and the arguments of calls), and those of what it answers.
 """
 
 import asyncio
 import hashlib
-import math
+import json
 import re
 from collections import OrderedDict
 from typing import Any
 
-from inturn.workers.provider import FailureKind, OnDelta, Prompt, ProviderConfig, ProviderError, Reply
+from inturn.models.store.working import SUMMED_UP
+from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, ProviderError, Reply, ToolCall
+from inturn.workers.providers.echo_options import FAILURES, fault_of
+from inturn.workers.providers.overlong import FAILURE
 from inturn.workers.providers.payload import texts
-
-OPTIONS = ("latency", "pace", "fail", "fail_times", "reply")
-
-_FAILURES: dict[str, tuple[FailureKind, int | None, str]] = {
-    "rate_limited": ("safe", 429, "it were busy"),
-    "unavailable": ("safe", 503, "it were down"),
-    "timeout": ("ambiguous", None, "its deadline had passed"),
-    "disconnected": ("ambiguous", None, "it had hung up"),
-    "invalid_request": ("permanent", 400, "the request were wrong"),
-}
 
 _ASKS_BACK = re.compile(
     r"\b(what|which)\b.*\b(were|was|did|have|had)\s+(we|i|you)\b"
@@ -65,23 +48,33 @@ class Echo:
             ProviderError: the failure that was asked for, or an option that it does not have (``invalid_request``).
         """
         options = {**self._options, **prompt.options}
-        fault = _fault(options)
-        if fault:
+        shown = sum(len(text.split()) for message in prompt.messages for text in _texts(message))
+        if fault := fault_of(options, has_tools=prompt.offers_tools):
             raise ProviderError("permanent", "invalid_request", f"{self._name}/{prompt.model}: {fault}")
-        wait = _seconds(options.get("latency", 0), prompt.key)
-        if wait:
+        if wait := _seconds(options.get("latency", 0), prompt.key):
             await asyncio.sleep(wait)
         if "fail" in options and self._fails(prompt.key, options.get("fail_times")):
-            kind, status, as_if = _FAILURES[options["fail"]]
+            kind, status, as_if = FAILURES[options["fail"]]
             message = f"{self._name}/{prompt.model} was asked to fail as if {as_if}. Take the option fail away"
             raise ProviderError(kind, options["fail"], message, status_code=status)
-        content = options.get("reply") or _answer(prompt.messages)
-        if on_delta is not None or options.get("pace"):
+        if shown > options.get("context", shown):
+            raise self._too_long(prompt.model, shown, options["context"])
+        calls = _next_calls(prompt.messages, options.get("call", []))
+        content = "" if calls else options.get("reply") or _answer(prompt.messages)
+        if content and (on_delta is not None or options.get("pace")):
             await _write(content, float(options.get("pace", 0)), on_delta)
-        return Reply(content)
+        written = sum(len(text.split()) for text in (content, *(call.arguments for call in calls)))
+        return Reply(content, shown, written, tool_calls=calls, finish_reason="tool_calls" if calls else "stop")
 
     async def aclose(self) -> None:
         """Nothing is open."""
+
+    def _too_long(self, model: str, shown: int, most: int) -> ProviderError:
+        kind, error_type, advice = FAILURE
+        message = (
+            f"{self._name}/{model} was shown {shown} words (status 400), and its option context is {most}. {advice}"
+        )
+        return ProviderError(kind, error_type, message, status_code=400)
 
     def _fails(self, key: str, times: int | None) -> bool:
         if times is None:
@@ -103,15 +96,63 @@ async def _write(content: str, pace: float, on_delta: OnDelta | None) -> None:
             on_delta(word)
 
 
+def _texts(message: dict[str, Any]) -> list[str]:
+    """Whatever is said in a message."""
+    return [
+        *texts(message.get("content")),
+        *(call["function"]["arguments"] for call in message.get("tool_calls") or ()),
+    ]
+
+
+def _next_calls(messages: list[dict[str, Any]], asked: Any) -> tuple[ToolCall, ...]:
+    """The calls of this round, in which so many were made since the latest prompt; none after the last one."""
+    since, made, rounds = 0, 0, asked if isinstance(asked, list) else [asked]
+    for message in messages:
+        calls = message.get("tool_calls") or ()
+        since, made = 0 if message["role"] == "user" else since + bool(calls), made + len(calls)
+    if since >= len(rounds):
+        return ()
+    now = rounds[since] if isinstance(rounds[since], list) else [rounds[since]]
+    return tuple(_call(f"call_{number}", one) for number, one in enumerate(now, made))
+
+
+def _call(ident: str, asked: dict[str, Any]) -> ToolCall:
+    arguments = asked.get("arguments", {})
+    return ToolCall(ident, asked["name"], arguments if isinstance(arguments, str) else json.dumps(arguments))
+
+
 def _answer(messages: list[dict[str, Any]]) -> str:
     said = ["\n".join(texts(message["content"])) for message in messages if message["role"] == "user"]
     if not said:
         return "You have not said anything yet. (echo, not a real model)"
     *earlier, latest = said
-    if _asks_back(latest):
-        return _recollection([text for text in earlier if not _asks_back(text)])
-    count = "your first message" if not earlier else f"{len(said)} messages of yours"
-    return f"You said: {_quote(latest)}\nI remember {count}. (echo, not a real model)"
+    has_summary = any(
+        message["role"] == "system" and "".join(texts(message["content"])).startswith(SUMMED_UP) for message in messages
+    )
+    told = "".join(f"{line}\n" for line in _told_by_tools(messages))
+    if not told and _asks_back(latest):
+        return _recollection([text for text in earlier if not _asks_back(text)], has_summary=has_summary)
+    return f"You said: {_quote(latest)}\n{told}I remember {_known(len(said), has_summary)}. (echo, not a real model)"
+
+
+def _known(shown: int, has_summary: bool) -> str:
+    if has_summary:
+        return f"{shown} message{'s' if shown > 1 else ''} of yours, and was shown a summary of what was before"
+    return "your first message" if shown == 1 else f"{shown} messages of yours"
+
+
+def _told_by_tools(messages: list[dict[str, Any]]) -> list[str]:
+    """What each tool said since the latest prompt, as sentences."""
+    names: dict[str, str] = {}
+    told: list[str] = []
+    for message in messages:
+        if message["role"] == "user":
+            told = []
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls") or ()}
+        if message["role"] == "tool":
+            name = names.get(message["tool_call_id"], "that was called")
+            told.append(f"The tool {name} said: {_quote(''.join(texts(message['content'])))}.")
+    return told
 
 
 def _asks_back(text: str) -> bool:
@@ -119,9 +160,10 @@ def _asks_back(text: str) -> bool:
     return len(text) <= _QUOTED and _ASKS_BACK.search(text) is not None
 
 
-def _recollection(topics: list[str]) -> str:
+def _recollection(topics: list[str], *, has_summary: bool) -> str:
     if not topics:
-        return "Nothing yet: this conversation has only begun. (echo, not a real model)"
+        besides = ", but a summary" if has_summary else ""
+        return f"Nothing yet: I was shown no earlier message to speak of{besides}. (echo, not a real model)"
     quoted = ", then ".join(_quote(topic) for topic in topics[-_RECALLED:])
     older = len(topics) - _RECALLED
     before = f" And {older} more before that." if older > 0 else ""
@@ -138,32 +180,3 @@ def _seconds(latency: Any, key: str) -> float:
     low, high = latency
     draw = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
     return float(low + (high - low) * draw)
-
-
-def _fault(options: dict[str, Any]) -> str | None:
-    """What is wrong with the options, as a sentence; None when nothing is."""
-    unknown = sorted(options.keys() - set(OPTIONS))
-    if unknown:
-        return (
-            f"echo has no option {', '.join(map(repr, unknown))}. It has {', '.join(OPTIONS)}: "
-            "use a model that has it, or a session without it"
-        )
-    latency = options.get("latency", 0)
-    pair = latency if isinstance(latency, list | tuple) else (latency, latency)
-    if len(pair) != 2 or not all(map(_is_duration, pair)) or pair[0] > pair[1]:
-        return f"latency is {latency!r:.80}, but must be seconds, or [low, high] in seconds"
-    if not _is_duration(options.get("pace", 0)):
-        return f"pace is {options['pace']!r:.80}, but must be seconds"
-    if str(options.get("fail", "timeout")) not in _FAILURES:
-        return f"fail is {options['fail']!r:.80}, but must be one of {', '.join(_FAILURES)}"
-    times = options.get("fail_times", 1)
-    if type(times) is not int or times < 0 or ("fail_times" in options and "fail" not in options):
-        return f"fail_times is {times!r:.80}, but must be a whole number, together with fail"
-    reply = options.get("reply", "text")
-    if not isinstance(reply, str) or not reply:
-        return "reply must be a text that is not empty"
-    return None
-
-
-def _is_duration(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

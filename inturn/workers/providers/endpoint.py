@@ -7,10 +7,11 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from inturn.workers.provider import Prompt, ProviderConfig, ProviderError, http_transport
+from inturn.workers.provider import Prompt, ProviderConfig, ProviderError
 from inturn.workers.providers.exchange import EVENTS, Answer, OnEvent, post
 from inturn.workers.providers.question import Question
 from inturn.workers.providers.refusals import refusal
+from inturn.workers.providers.transport import http_transport
 
 _SECRET = 8
 _HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
@@ -81,6 +82,11 @@ class Endpoint:
             ProviderError: one of them is ours to say (permanent).
         """
         options = {**self._config.options, **question.prompt.options}
+        if "tools" in options and question.prompt.tools:
+            message = (
+                f"{question.model}: tools are offered twice, by the session and by the option tools. Take one away"
+            )
+            raise ProviderError("permanent", "invalid_request", message)
         if taken := [name for name in ours if name in options]:
             message = f"{question.model}: {', '.join(taken)} cannot be set as an option"
             raise ProviderError("permanent", "invalid_request", message)

@@ -21,7 +21,8 @@ import aiohttp
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
-from inturn.workers.provider import HTTP_TIMEOUTS, REPLY_LIMIT, ProviderError, too_large
+from inturn.workers.provider import REPLY_LIMIT, ProviderError, too_large
+from inturn.workers.providers.transport import HTTP_TIMEOUTS
 
 STREAM_LIMIT = 32 * REPLY_LIMIT
 """Bytes of a stream in all: each word comes in an envelope of some hundred bytes. None of them is kept."""
@@ -109,7 +110,7 @@ async def _read(response: httpx.Response, url: httpx.URL, model: str) -> bytes:
     except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
         raise _failure(error, url, model) from None
     except zlib.error:
-        raise ProviderError("ambiguous", "bad_reply", f"{model} sent a reply that says gzip and is not") from None
+        raise _bad_reply(f"{model} sent a reply that says gzip and is not") from None
     if not decoder.is_whole:
         raise _cut_off(url, model)
     return b"".join(chunks)
@@ -126,7 +127,7 @@ async def _listen(response: httpx.Response, url: httpx.URL, model: str, on_event
     A reply that is whole stays so, whatever comes after it: the time is up, the connection breaks, somebody talks on.
     """
     if not isinstance(_decoder(response.headers.get("content-encoding", ""), model), _Plain):
-        raise ProviderError("ambiguous", "bad_reply", f"{model} compressed its stream, unasked")
+        raise _bad_reply(f"{model} compressed its stream, unasked")
     stream, progress = _Stream(response, model), Progress.UNDER_WAY
     # A response of our own: httpx would undo any encoding, a whole chunk at a time, and read in the charset it is told.
     source = EventSource(httpx.Response(200, headers={"content-type": EVENTS}, stream=stream))
@@ -217,7 +218,7 @@ def _decoder(encoding: str, model: str) -> _Plain | _Gzip:
         case "gzip" | "x-gzip":
             return _Gzip()
         case other:
-            raise ProviderError("ambiguous", "bad_reply", f"{model} replied in the encoding {other[:40]!r}, unasked")
+            raise _bad_reply(f"{model} replied in the encoding {other[:40]!r}, unasked")
 
 
 def _failure(error: Exception, url: httpx.URL, model: str) -> ProviderError:
@@ -239,13 +240,19 @@ def _failure(error: Exception, url: httpx.URL, model: str) -> ProviderError:
         case aiohttp.ClientPayloadError():
             return _cut_off(url, model)
         case aiohttp.ClientResponseError():
-            return ProviderError("ambiguous", "bad_reply", f"{model}: {place} sent what is no proper HTTP")
+            return _bad_reply(f"{model}: {place} sent what is no proper HTTP")
         case _:
-            return ProviderError("ambiguous", "disconnected", f"{model}: {place} hung up before its reply came")
+            fact = f"{model}: {place} hung up before its reply came. Does it restart, or run out of memory?"
+            return ProviderError("ambiguous", "disconnected", fact)
 
 
 def _cut_off(url: httpx.URL, model: str) -> ProviderError:
-    return ProviderError("ambiguous", "truncated", f"{model}: {url.host} cut its reply off; it is not kept as one")
+    fact = f"{model}: {url.host} cut its reply off; it is not kept as one. Is there a proxy with a deadline before it?"
+    return ProviderError("ambiguous", "truncated", fact)
+
+
+def _bad_reply(fact: str) -> ProviderError:
+    return ProviderError("ambiguous", "bad_reply", f"{fact}. Check the provider's base_url, and what stands before it")
 
 
 def _unsent(error_type: str, fact: str, remedy: str) -> ProviderError:

@@ -8,14 +8,23 @@ from typing import Any
 from httpx_sse import ServerSentEvent
 
 import inturn.workers.providers.payload as read
-from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, Reply
+from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, Reply, ToolSpec
+from inturn.workers.providers.calls import calls_of, schema_of
 from inturn.workers.providers.draft import Draft
 from inturn.workers.providers.endpoint import Endpoint
 from inturn.workers.providers.exchange import Progress
+from inturn.workers.providers.parts import checked_parts
 from inturn.workers.providers.question import Question
 
 _OURS = ("model", "messages", "stream")
 _END = "[DONE]"
+_ELSEWHERE = {
+    "image": "an image is a part of type image_url",
+    "document": "a document is a part of type file",
+    "tool_use": "a tool call stands in the message's tool_calls",
+    "tool_result": "what a tool said is a message of role tool",
+}
+"""Parts of Messages, and what they are here."""
 
 
 class OpenAI:
@@ -53,12 +62,34 @@ class OpenAI:
 
     def _payload(self, question: Question, *, is_stream: bool) -> dict[str, Any]:
         prompt, options = question.prompt, self._endpoint.options(question, _OURS)
+        tools = {"tools": [_tool(spec) for spec in prompt.tools]} if prompt.tools else {}
         # Refused in a call that is no stream; and there are servers that refuse it in every call.
         wanted = options.pop("stream_options", {"include_usage": True})
-        payload = {"model": prompt.model, "messages": prompt.messages, **options}
+        payload = {
+            "model": prompt.model,
+            "messages": [_written(question, one) for one in prompt.messages],
+            **tools,
+            **options,
+        }
         if is_stream:
             payload |= {"stream": True} | ({"stream_options": wanted} if wanted else {})
         return payload
+
+
+def _tool(spec: ToolSpec) -> dict[str, Any]:
+    function = {"name": spec.name, "description": spec.description, "parameters": schema_of(spec)}
+    return {"type": "function", "function": function}
+
+
+def _written(question: Question, message: dict[str, Any]) -> dict[str, Any]:
+    checked_parts(question, message.get("content"), _ELSEWHERE)
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {"id": ident, "type": "function", "function": {"name": name, "arguments": arguments}}
+        for ident, name, arguments in calls_of(message)
+    ]
+    return message | {"tool_calls": calls}
 
 
 class _Chunks:
@@ -90,10 +121,23 @@ def _take(draft: Draft, payload: dict[str, Any], part: str) -> None:
     if isinstance(usage, dict):
         draft.input_tokens = read.tokens(usage, "prompt_tokens")
         draft.output_tokens = read.tokens(usage, "completion_tokens")
+        draft.cache_read_tokens = read.tokens(read.field(usage, "prompt_tokens_details"), "cached_tokens") or 0
     choice = read.first(read.field(payload, "choices"))
     if read.field(choice, "index"):
         return  # another reply to the same prompt: nobody asked for two
     message = read.field(choice, part)
     draft.add(read.field(message, "content"))
+    _take_calls(draft, read.field(message, "tool_calls"), is_whole=part == "message")
     draft.is_refused = draft.is_refused or bool(read.field(message, "refusal"))
     draft.stopped(read.field(choice, "finish_reason"))
+
+
+def _take_calls(draft: Draft, calls: Any, *, is_whole: bool) -> None:
+    for place, call in enumerate(calls if isinstance(calls, list) else []):
+        function, index = read.field(call, "function"), read.field(call, "index")
+        draft.calls.take(
+            place if is_whole else index if isinstance(index, int) else None,
+            ident=read.field(call, "id"),
+            name=read.field(function, "name"),
+            arguments=read.field(function, "arguments"),
+        )

@@ -1,4 +1,4 @@
-"""Reading JSON that a stranger sent: what is not there, or is something else, is None."""
+"""JSON that a stranger sent: what is not there, or is something else, is None."""
 
 import json
 from collections.abc import Iterator
@@ -20,6 +20,14 @@ def read_json(text: bytes | str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def write_json(value: Any) -> str:
+    """The standard library takes over for what orjson refuses: lone surrogates, and more depth than it likes."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return json.dumps(value, separators=(",", ":"))
 
 
 def field(value: Any, name: str) -> Any:

@@ -46,3 +46,5 @@ class Question:
                 url = read.field(read.field(part, "image_url"), "url")
                 if isinstance(url, str):
                     yield url
+            for call in message.get("tool_calls") or ():
+                yield call["function"]["arguments"]

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import inturn.workers.providers.overlong as overlong
 import inturn.workers.providers.payload as read
 from inturn.workers.provider import FailureKind, ProviderError
 from inturn.workers.providers.exchange import Answer
@@ -17,7 +18,7 @@ _STATUS: dict[int, tuple[FailureKind, str, str]] = {
     # The same key and an earlier attempt still at work, at those that honour Idempotency-Key: it may yet succeed.
     408: ("ambiguous", "http_408", "It may have been at work"),
     409: ("ambiguous", "http_409", "It may be at work on an earlier attempt"),
-    413: ("permanent", "http_413", "Show it less: lower the session's context_turns"),
+    413: ("permanent", "http_413", "Show it less: lower the session's context_turns or context_tokens"),
     422: ("permanent", "unprocessable", "Check the options of the session"),
     429: ("safe", "rate_limited", "Nothing was done; check the quota if this lasts"),
     503: ("safe", "unavailable", "Nothing was done; it is overloaded or starting"),
@@ -27,7 +28,6 @@ _WORDS = {
     "api_error": 500,
     "authentication_error": 401,
     "billing_error": 402,
-    "context_length_exceeded": 400,
     "insufficient_quota": 429,
     "invalid_request_error": 400,
     "not_found_error": 404,
@@ -44,8 +44,9 @@ _WORDS = {
 
 def refusal(question: Question, answer: Answer) -> ProviderError:
     """The failure of a call that was answered with another status than a success's."""
-    kind, error_type, advice = _classify(answer.status)
-    said = _explanation(read.read_json(answer.body))
+    payload = read.read_json(answer.body)
+    kind, error_type, advice = _classify(answer.status, payload)
+    said = _explanation(payload)
     if not said and answer.headers.get("content-type", "").startswith("text/plain"):
         said = answer.body[:4096].decode("utf-8", "replace")
     return ProviderError(
@@ -62,17 +63,17 @@ def error_of(payload: Any) -> Any:
     return payload if read.field(payload, "object") == "error" else read.field(payload, "error") or None
 
 
-def broken_off(question: Question, payload: Any, *, has_text: bool) -> ProviderError:
+def broken_off(question: Question, payload: Any, *, has_part: bool) -> ProviderError:
     """The failure of a call that was answered with a success, and then with an error.
 
     Args:
-        has_text: a part of the reply had come before: that much work was done.
+        has_part: a part of the reply had come before: that much work was done.
     """
     status = _status_of(error_of(payload))
-    kind, error_type, advice = _classify(status) if status else ("ambiguous", "error_in_reply", "It was at work")
-    if kind == "safe" and has_text:
+    kind, error_type, advice = _classify(status, payload)
+    if kind == "safe" and has_part:
         kind, advice = "ambiguous", "A part of the reply had come before"
-    message = _sentence(question, "broke off with an error", _explanation(payload), advice)
+    message = _sentence(question, "answered 200 and broke off with an error", _explanation(payload), advice)
     return ProviderError(kind, error_type, message, status_code=status)
 
 
@@ -86,7 +87,12 @@ def _status_of(error: Any) -> int | None:
     return None
 
 
-def _classify(status: int) -> tuple[FailureKind, str, str]:
+def _classify(status: int | None, payload: Any) -> tuple[FailureKind, str, str]:
+    """What it means; ``status`` is None for an error in place of a reply that names none."""
+    if overlong.is_told(status, error_of(payload) or payload):
+        return overlong.FAILURE
+    if status is None:
+        return "ambiguous", "error_in_reply", "It was at work"
     if status in _STATUS:
         return _STATUS[status]
     if 300 <= status < 400:

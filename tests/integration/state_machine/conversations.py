@@ -11,8 +11,9 @@ from sqlalchemy import Row, select
 from inturn.models.database import Database
 from inturn.models.states import FINAL, POISONED, SessionState, TurnState
 from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, MESSAGES, SESSIONS, TURNS
+from tests.integration.rounds import dangling
 
-SYSTEM, PROMPT, REPLY = 0, 1, 2
+SYSTEM, PROMPT = 0, 1
 SAME_MOMENT = timedelta(seconds=0.1)
 """Two looks at the clock within one transaction; whatever waits, waits for longer."""
 
@@ -32,6 +33,8 @@ class Conversation:
     turns: dict[int, Row[Any]] = field(default_factory=dict)
     texts: dict[tuple[int, int], str] = field(default_factory=dict)
     """By turn and position."""
+    beside: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    """Who said it, and what belongs to calls of tools."""
     attempts: dict[tuple[int, int], Row[Any]] = field(default_factory=dict)
 
     @property
@@ -60,8 +63,20 @@ class Conversation:
         visible = earlier[max(0, len(earlier) - limit) :]
         instructed = self.turns[number].system_turn
         system = [] if instructed is None else [self.texts[instructed, SYSTEM]]
-        said = [self.texts[turn, side] for turn in visible for side in (PROMPT, REPLY)]
-        return [*system, *said, self.texts[number, PROMPT]]
+        said = [
+            self.texts.get(place, f"nothing at {place}") for turn in (*visible, number) for place in self.places(turn)
+        ]
+        return [*system, *said]
+
+    def places(self, number: int) -> list[tuple[int, int]]:
+        """What was said in a turn, in order, of which nothing is missing."""
+        turn = self.turns[number]
+        last = PROMPT + turn.steps + (turn.state == TurnState.COMPLETED)
+        return [(number, position) for position in range(PROMPT, last + 1)]
+
+    def reply(self, number: int) -> str | None:
+        """What stands where a turn's reply belongs."""
+        return self.texts.get((number, PROMPT + self.turns[number].steps + 1))
 
 
 @dataclass(slots=True)
@@ -85,6 +100,7 @@ def read(database: Database) -> Tables:
             found[turn.session_id].turns[turn.number] = turn
         for text in db.execute(select(MESSAGES)):
             found[text.session_id].texts[text.turn_number, text.position] = text.content
+            found[text.session_id].beside[text.turn_number, text.position] = {"role": text.role, **(text.data or {})}
         for attempt in db.execute(select(ATTEMPTS).order_by(ATTEMPTS.c.number)):
             found[attempt.session_id].attempts[attempt.turn_number, attempt.number] = attempt
         paused = {row.lane for row in db.execute(select(LANE_PAUSES))}
@@ -100,6 +116,8 @@ class Told:
     keys: dict[tuple[int, str], int] = field(default_factory=dict)
     """Turns by session and idempotency key."""
     replies: dict[tuple[int, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    steps: dict[tuple[int, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    """What models wanted done, and tools said."""
     calls: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
     """How many calls were made for a turn."""
     answered: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -120,6 +138,7 @@ def broken_rules(before: Tables, now: Tables, told: Told, caps: Caps) -> Iterato
             *one_turn_at_a_time(conversation),
             *numbered_without_gaps(conversation, told),
             *replied_once(conversation, told),
+            *(rounds_are_whole(conversation, told) if conversation.is_active else ()),
             *counted_before_spent(conversation, told, caps),
             *(not_forgotten(conversation) if conversation.is_active else ()),
             *merged(conversation),
@@ -163,7 +182,7 @@ def numbered_without_gaps(it: Conversation, told: Told) -> Iterator[str]:
 
 
 def replied_once(it: Conversation, told: Told) -> Iterator[str]:
-    replies = {number: text for (number, position), text in it.texts.items() if position == REPLY}
+    replies = {number: text for number in it.turns if (text := it.reply(number)) is not None}
     completed = {turn.number for turn in it.of(TurnState.COMPLETED)}
     if set(replies) != completed and it.is_active:
         yield f"turns {sorted(completed)} are completed, and {sorted(replies)} have a reply"
@@ -175,13 +194,31 @@ def replied_once(it: Conversation, told: Told) -> Iterator[str]:
         yield f"its replies were stored in the order {order}"
 
 
+def rounds_are_whole(it: Conversation, told: Told) -> Iterator[str]:
+    for turn in it.turns.values():
+        places = sorted(place for place in it.texts if place[0] == turn.number and place[1] != SYSTEM)
+        if places != it.places(turn.number):
+            yield f"turn {turn.number} ({turn.state}) with {turn.steps} steps has messages at {places}"
+        steps = places[1 : turn.steps + 1]
+        if hanging := dangling([it.beside[place] for place in steps]):
+            yield f"turn {turn.number} has calls and results that do not belong together: {hanging}"
+        if unheard := {it.texts[place] for place in steps} - told.steps[it.id, turn.number]:
+            yield f"nobody said {unheard} in turn {turn.number}"
+        wanted = sum("tool_calls" in it.beside[place] for place in steps)
+        mine = [row.outcome for (number, _), row in it.attempts.items() if number == turn.number]
+        answered = mine.count("completed") - (turn.state == TurnState.COMPLETED)
+        if not turn.rounds == wanted == answered:
+            yield f"turn {turn.number} counts {turn.rounds} rounds, has {wanted}, and {answered} attempts came to that"
+
+
 def counted_before_spent(it: Conversation, told: Told, caps: Caps) -> Iterator[str]:
     for turn in it.turns.values() if it.is_active else ():
         mine = [row for (number, _), row in it.attempts.items() if number == turn.number]
         if [row.number for row in mine] != list(range(1, turn.attempts + 1)):
             yield f"turn {turn.number} counts {turn.attempts} attempts, and on record are {[row.number for row in mine]}"
-        if turn.attempts > caps.attempts or turn.ambiguous > caps.ambiguous or turn.rescues > caps.rescues:
-            yield f"turn {turn.number} had {turn.attempts} attempts ({turn.ambiguous} ambiguous) and {turn.rescues} rescues"
+        tries = turn.attempts - turn.rounds
+        if tries > caps.attempts or turn.ambiguous > caps.ambiguous or turn.rescues > caps.rescues:
+            yield f"turn {turn.number} had {tries} tries ({turn.ambiguous} ambiguous) and {turn.rescues} rescues"
         if told.calls[it.id, turn.number] > turn.attempts:
             yield f"turn {turn.number}: {told.calls[it.id, turn.number]} calls were made, and {turn.attempts} are on record"
         under_way = [row.number for row in mine if row.outcome is None]
@@ -227,6 +264,8 @@ def moved_on(before: Conversation, now: Conversation, told: Told) -> Iterator[st
             yield f"turn {number} went from {was.state} to {turn.state}"
         if was.state == TurnState.RUNNING and was.cancel_requested_at and turn.state == TurnState.QUEUED:
             yield f"turn {number} waits again, and its user wants it back"
+        if was.cancel_requested_at and turn.attempts > was.attempts:
+            yield f"turn {number} goes on, and its user wants it back"
         poisoned = was.state not in FINAL and turn.state == TurnState.FAILED and turn.error_type in POISONED
         if poisoned and now.session.halts and now.lease.halted_by != number:
             yield f"turn {number} is quarantined ({turn.error_type}), and its session goes on"

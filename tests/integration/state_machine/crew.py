@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from inturn.models.content import storable
 from inturn.models.states import FINAL, Lane, TurnState
 from inturn.workers.cell import CellDiedError, NoPlaceError
-from inturn.workers.provider import ProviderError, Reply
+from inturn.workers.provider import ProviderError, Reply, ToolCall
+from tests.integration.rounds import dangling
 from tests.integration.state_machine.story import LANES, LEASES_OVER, PICKS, Story, Verb, act, chosen
 from tests.integration.state_machine.workers_in_steps import Transaction, Worker
 
@@ -22,7 +23,7 @@ FAILURES = {
     "permanent": ProviderError("permanent", "invalid_request", "what", status_code=400),
     "too large": ProviderError("permanent", "reply_too_large", "too much"),
 }
-ANSWERS = st.sampled_from(["reply"] * 4 + ["NUL", *FAILURES, "too large"])
+ANSWERS = st.sampled_from(["reply"] * 4 + ["tools"] * 3 + ["NUL", *FAILURES, "too large"])
 
 
 class Crew(Story):
@@ -83,7 +84,9 @@ class Crew(Story):
             first = next(turn for turn in was.turns.values() if it.turns[turn.number].state not in FINAL)
             assert (started.number, it.turns[started.number].state) == (first.number, TurnState.RUNNING)
             shown = [said["content"] for said in started.messages]
-            assert shown == it.shown(started.number, self.house.settings.context_turns)
+            wanted = it.shown(started.number, self.house.settings.context_turns)
+            assert shown == wanted, f"a model is to be shown {wanted}, and got {shown}"
+            assert dangling(started.messages) == []
             assert (started.attempts, started.token) == (it.turns[started.number].attempts, it.lease.token)
             if started.session_id not in kept:
                 due = was.turns[started.number].ready_at
@@ -94,8 +97,8 @@ class Crew(Story):
         """Sessions that a claim takes and lets go: their waiting turn was cancelled."""
         return [it.id for it in self.seen.conversations.values() if it.lease.owner is None and it.lowest() is None]
 
-    @act(16, when=lambda self: self.calls(), pick=PICKS, how=ANSWERS)
-    def a_model_answers(self, pick: int, how: str) -> None:
+    @act(16, when=lambda self: self.calls(), pick=PICKS, how=ANSWERS, tools=st.sampled_from([1, 2]))
+    def a_model_answers(self, pick: int, how: str, tools: int) -> None:
         worker, call = chosen(self.calls(), pick)
         started = call.started
         if call.is_alone and how in ("safe", "permanent"):
@@ -104,10 +107,25 @@ class Crew(Story):
             call.answer.set_exception(NoPlaceError() if how == "safe" else CellDiedError("died"))
         elif how in FAILURES:
             call.answer.set_exception(FAILURES[how])
+        elif how == "tools":
+            wish = f"wish of {started.turn_id}, attempt {started.attempts}"
+            self.told.steps[started.session_id, started.number].add(wish)
+            idents = (f"{started.turn_id}-{started.attempts}-{number}" for number in range(tools))
+            calls = tuple(ToolCall(ident, "note", "{}") for ident in idents)
+            call.answer.set_result(Reply(wish, 1, 1, tool_calls=calls))
         else:
             reply = f"reply to {started.turn_id}, attempt {started.attempts}" + ("\x00" if how == "NUL" else "")
             self.told.replies[started.session_id, started.number].add(storable(reply))
             call.answer.set_result(Reply(reply, 1, 1))
+        worker.go_on()
+
+    @act(10, when=lambda self: self.errands(), pick=PICKS)
+    def tools_come_back(self, pick: int) -> None:
+        worker, errands = chosen(self.errands(), pick)
+        started = errands.started
+        said = [f"result of {call.id}" for call in errands.calls]
+        self.told.steps[started.session_id, started.number].update(said)
+        errands.results.set_result(said)
         worker.go_on()
 
     @act(4, when=lambda self: any(worker.slots for worker in self.workers), pick=PICKS, slot=PICKS)
@@ -138,12 +156,11 @@ class Crew(Story):
             if it.lease.owner == worker.name:
                 left = (it.lease.expires_at - self.house.clock.now()).total_seconds()
                 assert left > settings.lease_seconds / 2, f"{left} seconds are left to {it.lease}"
-        for call in worker.calls:
-            it = now[call.started.session_id]
-            assert (it.lease.owner, it.lease.token) == (worker.name, call.started.token), (
-                "a call of a lost lease goes on"
-            )
-            assert it.turns[call.started.number].cancel_requested_at is None, "a call that was taken back goes on"
+        for started in worker.at_work():
+            it = now[started.session_id]
+            held = (it.lease.owner, it.lease.token) == (worker.name, started.token)
+            assert held, "a call of a lost lease goes on"
+            assert it.turns[started.number].cancel_requested_at is None, "a call that was taken back goes on"
 
     def sweeping(self, worker: Worker) -> Verb:
         def act() -> Callable[[], None]:

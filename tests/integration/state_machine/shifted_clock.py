@@ -17,6 +17,7 @@ from inturn.models.database import Database
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
+DAY = "%Y-%m-%d"
 
 ON_POSTGRESQL = (
     "CREATE SCHEMA shifted",
@@ -62,6 +63,8 @@ class ShiftedClock:
         self._moment += TICK
 
     def _strftime(self, form: str, moment: str, *shifts: str | None) -> str | None:
+        if form == DAY:  # which the product asks of moments that are stored, and of the present
+            return self._moment.strftime(DAY) if moment == "now" else moment[:10]
         assert (form, moment) == (SQLITE_FORMAT, "now")
         if None in shifts:
             return None

@@ -20,7 +20,7 @@ from tests.integration.state_machine.conversations import (
     broken_rules,
     remember_replies,
 )
-from tests.integration.state_machine.workers_in_steps import Call, House, Worker
+from tests.integration.state_machine.workers_in_steps import Call, Errands, House, Worker
 
 T = TypeVar("T")
 Verb = Callable[[], Callable[[], Any]]
@@ -124,6 +124,9 @@ class Story(RuleBasedStateMachine):
     def calls(self) -> list[tuple[Worker, Call]]:
         return [(worker, call) for worker in self.workers for call in worker.calls]
 
+    def errands(self) -> list[tuple[Worker, Errands]]:
+        return [(worker, errands) for worker in self.workers for errands in worker.errands]
+
     def visitors(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.ledger.has_visits]
 
@@ -134,7 +137,7 @@ class Story(RuleBasedStateMachine):
         broken = list(broken_rules(self.seen, now, self.told, self.caps))
         assert not broken, "\n".join(broken)
         for worker in self.workers:
-            sessions = [call.started.session_id for call in worker.calls]
+            sessions = [started.session_id for started in worker.at_work()]
             assert len(sessions) == len(set(sessions)), f"{worker.name} makes two calls at once for one of {sessions}"
         self.seen, self.fresh = now, None
 

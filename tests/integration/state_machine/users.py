@@ -107,7 +107,9 @@ class Users(Story):
         fates = {"interrupt": (TurnState.CANCELLED, None), "coalesce": (TurnState.CANCELLED, sent.number)}
         for turn in before.of(TurnState.QUEUED):
             mine = now.turns[turn.number]
-            assert (mine.state, mine.merged_into) == fates.get(when_busy, (TurnState.QUEUED, None))
+            # Between two rounds it does not wait, but for a worker.
+            fate = (TurnState.QUEUED, None) if when_busy == "coalesce" and turn.steps else fates.get(when_busy)
+            assert (mine.state, mine.merged_into) == (fate or (TurnState.QUEUED, None))
         for turn in before.of(TurnState.RUNNING):
             asked = now.turns[turn.number].cancel_requested_at
             assert asked is not None if when_busy == "interrupt" else asked == turn.cancel_requested_at

@@ -1,12 +1,12 @@
 """Workers that stand still between any two transactions, until they are told to go on.
 
 They are the product's own: its slots, its ledger, its heartbeat and its sweep. Only what moves them is taken away: the
-ledger has no thread and commits when told; the pulse and the sweep have no timer; the model answers when told; and the
-loop that the slots run in turns only until all of them wait.
+ledger has no thread and commits when told; the pulse and the sweep have no timer; the model answers and its tools come
+back when told; and the loop that the slots run in turns only until all of them wait.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +22,15 @@ from inturn.models.store.waking import Ready
 from inturn.models.store.working import Claim, Settlement, Started
 from inturn.models.tables import LANE_PAUSES, REMOVALS, SESSIONS, TICKS, WORKER_PROCESSES
 from inturn.settings import Settings
+from inturn.tools import ToolContext
 from inturn.workers import maintenance, turns
+from inturn.workers.context import Context
+from inturn.workers.costs import Costs
 from inturn.workers.ledger import Answer, Ledger, Visit
 from inturn.workers.limits import Limits
 from inturn.workers.maintenance import Pulse, Sweep
-from inturn.workers.provider import OnDelta, Prompt, Reply
+from inturn.workers.prices import Prices
+from inturn.workers.provider import OnDelta, Prompt, Reply, ToolCall
 from inturn.workers.queues import connect
 from inturn.workers.teller import Teller
 from inturn.workers.turns import Turns
@@ -114,6 +118,15 @@ class Call:
     """In a process of its own, as it may be what killed others."""
 
 
+@dataclass(slots=True, eq=False)
+class Errands:
+    """The calls of one round, whose tools are at work."""
+
+    started: Started
+    calls: Sequence[ToolCall]
+    results: "asyncio.Future[list[str]]"
+
+
 class SteppedLedger(Ledger):
     """The ledger without its thread."""
 
@@ -161,6 +174,7 @@ class Worker:
     def __init__(self, house: House, name: str) -> None:
         self.house, self.name = house, name
         self.calls: list[Call] = []
+        self.errands: list[Errands] = []
         self.slots: list[asyncio.Task[Any]] = []
         self.draining = False
         self.hints: list[Ready] = []
@@ -172,9 +186,11 @@ class Worker:
             gap_seconds=settings.ledger_gap_seconds, on_settled=lambda _: None,
         )  # fmt: skip
         asked: Any = self
+        context = Context()
         self.turns = Turns(
-            settings, self.ledger, asked, lambda *_: None, lambda: self.draining, NOBODY_LISTENS, UNLIMITED
-        )
+            settings, self.ledger, asked, lambda *_: None, lambda: self.draining, NOBODY_LISTENS, UNLIMITED,
+            toolbox=asked, context=context, costs=Costs(Prices({}), context),
+        )  # fmt: skip
         self.turns.cells = self  # type: ignore[assignment]
         self.sweep = Sweep(house.database, settings, self.hints.append, self.queued.__getitem__, lambda turns: ())
         self.pulse = Pulse(
@@ -201,6 +217,11 @@ class Worker:
                 slot.result()  # a mistake in the product is the test's failure
         self.slots = [slot for slot in self.slots if not slot.done()]
         self.calls = [call for call in self.calls if not call.answer.done()]
+        self.errands = [errands for errands in self.errands if not errands.results.done()]
+
+    def at_work(self) -> list[Started]:
+        """What models are asked for now, or tools do."""
+        return [*(call.started for call in self.calls), *(errands.started for errands in self.errands)]
 
     def take_hint(self, lane: Lane, session_id: int | None) -> None:
         """A task comes in; its slot goes to the ledger."""
@@ -224,8 +245,7 @@ class Worker:
 
     async def reply(self, model: str, prompt: Prompt, on_delta: OnDelta | None = None) -> Reply:
         """What the slots take for the providers, and for the cells."""
-        mine = asyncio.current_task()
-        started = next(call.started for call in self.turns.calls.values() if call.task is mine)
+        started = self._asking()
         self.house.told.calls[started.session_id, started.number] += 1
         call = Call(
             started,
@@ -235,6 +255,17 @@ class Worker:
         )
         self.calls.append(call)
         return await call.answer
+
+    async def run(self, calls: Sequence[ToolCall], context: ToolContext, allowed: Collection[str]) -> list[str]:
+        """What the slots take for the toolbox."""
+        errands = Errands(self._asking(), calls, self.house.loop.create_future())
+        self.errands.append(errands)
+        return await errands.results
+
+    def _asking(self) -> Started:
+        """Whose call this is."""
+        mine = asyncio.current_task()
+        return next(call.started for call in self.turns.calls.values() if call.task is mine)
 
     def transact(self, visits: list[Visit], answered: bool = True) -> Callable[[], Transaction]:
         """Commit. What is returned gives the answers to the slots, or (not ``answered``) leaves them in doubt."""

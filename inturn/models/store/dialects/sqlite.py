@@ -8,7 +8,9 @@ import orjson
 from sqlalchemy import Connection, text
 
 from inturn.models.clock import NOW, after
-from inturn.models.tables import QUARANTINED
+from inturn.models.states import Overflow
+from inturn.models.store.dialects import TURNS_BY_TOKENS
+from inturn.models.tables import QUARANTINED, SUMMARY
 
 SESSION_SETTINGS: tuple[str, ...] = ()
 
@@ -43,8 +45,8 @@ RETURNING session_id
 """)
 
 TRY = text(f"""
-INSERT INTO attempts (session_id, turn_number, number, token, started_at)
-SELECT t.session_id, t.number, t.attempts, l.token, {NOW_}
+INSERT INTO attempts (session_id, turn_number, number, token, model, started_at)
+SELECT t.session_id, t.number, t.attempts, l.token, t.model, {NOW_}
 FROM turns AS t JOIN leases AS l ON l.session_id = t.session_id
 WHERE t.session_id IN {LISTED} AND t.state = 'running'
 """)
@@ -52,24 +54,30 @@ WHERE t.session_id IN {LISTED} AND t.state = 'running'
 LOAD = text(f"""
 SELECT t.session_id, l.token, :lane AS lane, s.key, s.options AS session_options,
     t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options, t.streams,
-    (SELECT m.content FROM messages AS m
-     WHERE m.session_id = t.session_id AND m.turn_number = t.number AND m.position = 1) AS prompt,
+    t.fallbacks, t.rounds, t.steps, t.room, t.cuts, t.not_after <= {NOW_} AS is_late,
+    s.context_tokens, s.overflow, s.tools, s.labels,
+    (SELECT json_group_array(json_array(m.position, m.role, m.content, json(m.data))) FROM messages AS m
+     WHERE m.session_id = t.session_id AND m.turn_number = t.number AND m.position BETWEEN 1 AND t.steps + 1) AS said,
     (SELECT m.content FROM messages AS m
      WHERE m.session_id = t.session_id AND m.turn_number = t.system_turn AND m.position = 0) AS system,
-    coalesce(s.context_turns, :context_turns) AS shown
+    (SELECT json_array(m.turn_number, m.content) FROM messages AS m
+     WHERE s.overflow = 'summarise' AND m.session_id = t.session_id AND m.position = {SUMMARY}
+     ORDER BY m.turn_number DESC LIMIT 1) AS summed_up,
+    coalesce(s.context_turns, iif(s.context_tokens IS NULL, :context_turns, {TURNS_BY_TOKENS})) AS shown
 FROM turns AS t JOIN leases AS l ON l.session_id = t.session_id JOIN sessions AS s ON s.id = t.session_id
 WHERE t.session_id IN {LISTED} AND t.state = 'running'
 """)
 
-# A statement of its own for each number of turns to show, nearly always one: LIMIT sees no column from outside here.
+# A statement of its own for each number of turns to read, nearly always one: LIMIT sees no column from outside here.
 HISTORY = text(f"""
 SELECT t.session_id,
-    (SELECT json_group_array(json_array(m.turn_number, m.position, m.role, m.content))
+    (SELECT json_group_array(json_array(m.turn_number, m.position, m.role, m.content, json(m.data)))
      FROM (SELECT e.number FROM turns AS e
-           WHERE e.session_id = t.session_id AND e.number < t.number AND e.state = 'completed'
-           ORDER BY e.number DESC LIMIT :shown) AS shown
-     JOIN messages AS m ON m.session_id = t.session_id AND m.turn_number = shown.number AND m.position > 0) AS history
-FROM turns AS t WHERE t.session_id IN {LISTED} AND t.state = 'running'
+           WHERE e.session_id = t.session_id AND e.number < t.number AND e.state = 'completed' AND e.number > i.value ->> 1
+           ORDER BY e.number DESC LIMIT :read) AS shown
+     JOIN messages AS m ON m.session_id = t.session_id AND m.turn_number = shown.number
+         AND m.position > 0 AND m.position < {SUMMARY}) AS history
+FROM json_each(:listed) AS i CROSS JOIN turns AS t ON t.session_id = i.value ->> 0 AND t.state = 'running'
 """)
 
 FREE = text(f"""
@@ -79,7 +87,7 @@ WHERE session_id IN {LISTED} AND owner = :owner
 
 # CROSS JOIN keeps the order: SQLite would rather find all leases of the owner, and read the list again for each.
 HELD = text("""
-SELECT l.session_id FROM json_each(:items) AS i
+SELECT l.session_id, i.value ->> 'token' AS token FROM json_each(:items) AS i
 CROSS JOIN leases AS l ON l.session_id = i.value ->> 'session_id'
 WHERE l.token = i.value ->> 'token' AND l.owner = :owner
 """)
@@ -93,14 +101,20 @@ SET state = i.value ->> 'state',
     attempts = attempts - (i.value ->> 'outcome' IS NULL),
     started_at = CASE WHEN i.value ->> 'outcome' IS NULL AND attempts = 1 THEN NULL ELSE started_at END,
     ambiguous = ambiguous + coalesce(i.value ->> 'outcome' = 'ambiguous', 0),
+    rounds = rounds + (i.value ->> 'outcome' IS 'completed' AND i.value ->> 'state' <> 'completed'),
+    steps = steps + (i.value ->> 'added'),
+    room = coalesce(i.value ->> 'room', room), cuts = cuts OR (i.value ->> 'cuts'),
+    model = coalesce(i.value ->> 'model', model), fallbacks = coalesce(i.value ->> 'fallbacks', fallbacks),
     error_type = CASE WHEN i.value ->> 'state' = 'failed' THEN i.value ->> 'error_type' END,
-    error_message = CASE WHEN i.value ->> 'outcome' IS NULL THEN error_message
+    error_message = CASE WHEN i.value ->> 'outcome' IS NULL AND i.value ->> 'state' = 'queued' THEN error_message
                          WHEN i.value ->> 'state' <> 'completed' THEN i.value ->> 'error_message' END,
-    error_status = CASE WHEN i.value ->> 'outcome' IS NULL THEN error_status
+    error_status = CASE WHEN i.value ->> 'outcome' IS NULL AND i.value ->> 'state' = 'queued' THEN error_status
                         WHEN i.value ->> 'state' <> 'completed' THEN i.value ->> 'status_code' END,
     error_retryable = CASE WHEN i.value ->> 'state' = 'failed' THEN i.value ->> 'retryable' END,
-    input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens',
-    waits_for = i.value ->> 'waits_for',
+    input_tokens = coalesce(input_tokens + (i.value ->> 'input_tokens'), i.value ->> 'input_tokens', input_tokens),
+    output_tokens = coalesce(output_tokens + (i.value ->> 'output_tokens'), i.value ->> 'output_tokens', output_tokens),
+    price = coalesce(price + (i.value ->> 'price'), i.value ->> 'price', price),
+    waits_for = i.value ->> 'waits_for', finish_reason = i.value ->> 'finish_reason',
     partial = CASE WHEN i.value ->> 'state' <> 'completed' THEN coalesce(i.value ->> 'partial', partial) END
 FROM json_each(:items) AS i
 WHERE turns.session_id = i.value ->> 'session_id' AND turns.number = i.value ->> 'number'
@@ -110,7 +124,8 @@ TRIED = text(f"""
 UPDATE attempts
 SET ended_at = {NOW_}, outcome = i.value ->> 'outcome', error_type = i.value ->> 'error_type',
     status_code = i.value ->> 'status_code', request_id = i.value ->> 'request_id',
-    input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens'
+    input_tokens = i.value ->> 'input_tokens', output_tokens = i.value ->> 'output_tokens',
+    estimated = i.value ->> 'estimated', price = i.value ->> 'price', price_table = i.value ->> 'price_table'
 FROM json_each(:items) AS i
 WHERE attempts.session_id = i.value ->> 'session_id' AND attempts.turn_number = i.value ->> 'number'
   AND attempts.number = i.value ->> 'attempt' AND i.value ->> 'outcome' IS NOT NULL
@@ -123,8 +138,9 @@ DELETE FROM attempts WHERE (session_id, turn_number, number) IN (
 """)
 
 SAY = text(f"""
-INSERT INTO messages (session_id, turn_number, position, role, content, created_at)
-SELECT i.value ->> 'session_id', i.value ->> 'number', 2, 'assistant', i.value ->> 'reply', {NOW_}
+INSERT INTO messages (session_id, turn_number, position, role, content, data, created_at)
+SELECT i.value ->> 'session_id', i.value ->> 'number', i.value ->> 'place', 'assistant', i.value ->> 'reply',
+    i.value ->> 'reply_data', {NOW_}
 FROM json_each(:items) AS i WHERE i.value ->> 'state' = 'completed'
 """)
 
@@ -190,19 +206,24 @@ def claim(
 
 
 def with_history(db: Connection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_length: dict[int, list[tuple[int, int]]] = {}
+    for row in rows:
+        upto, row["summary"] = orjson.loads(row.pop("summed_up") or "[0, null]")
+        read = row["shown"] * (2 if row["overflow"] == Overflow.SUMMARISE else 1)
+        by_length.setdefault(read, []).append((row["session_id"], upto))
     histories: dict[int, str] = {}
-    for shown in {row["shown"] for row in rows}:
-        listed = orjson.dumps([row["session_id"] for row in rows if row["shown"] == shown]).decode()
-        found = db.execute(HISTORY, {"sessions": listed, "shown": shown})
+    for read, listed in by_length.items():
+        found = db.execute(HISTORY, {"listed": orjson.dumps(listed).decode(), "read": read})
         histories |= {row.session_id: row.history for row in found}
     return [row | {"history": histories[row["session_id"]]} for row in rows]
 
 
-def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[int, bool]:
-    held = {row.session_id for row in db.execute(HELD, {"items": items, "owner": owner})}
+def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[tuple[int, int], bool]:
+    # By token, too: of one session a slot that lost it and the one that has it now may come at once.
+    held = {(row.session_id, row.token) for row in db.execute(HELD, {"items": items, "owner": owner})}
     if not held:
         return {}
-    kept = [item for item in orjson.loads(items) if item["session_id"] in held]
+    kept = [item for item in orjson.loads(items) if (item["session_id"], item["token"]) in held]
     _take_back(db, kept)
     listed = {"items": orjson.dumps(kept).decode()}
     statements = [TURN, TRIED, SAY]
@@ -212,15 +233,19 @@ def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict
         statements.append(HALT)
     for statement in statements:
         db.execute(statement, listed)
-    going_on = _keep(db, lease_seconds, [item for item in kept if item["claimed"] and item["state"] != "queued"])
-    if held - going_on:
-        db.execute(RELEASE, {"sessions": orjson.dumps(sorted(held - going_on)).decode()})
-    return {session: session in going_on for session in held}
+    going_on = _keep(db, lease_seconds, [item for item in kept if item["claimed"] and _goes_on(item)])
+    if over := sorted({session for session, _ in held} - going_on):
+        db.execute(RELEASE, {"sessions": orjson.dumps(over).decode()})
+    return {(session, token): session in going_on for session, token in held}
 
 
 def _keep(db: Connection, lease_seconds: float, items: list[dict[str, Any]]) -> set[int]:
     listed = {"items": orjson.dumps(items).decode(), "lease_seconds": lease_seconds}
     return {row.session_id for row in db.execute(KEEP, listed)} if items else set()
+
+
+def _goes_on(item: dict[str, Any]) -> bool:
+    return bool(item["state"] != "queued" or item["outcome"] == "completed")
 
 
 def _take_back(db: Connection, items: list[dict[str, Any]]) -> None:

@@ -1,0 +1,1 @@
+"""What ``inturn doctor`` finds out about providers, without loading what works."""

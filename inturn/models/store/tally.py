@@ -1,0 +1,75 @@
+"""The sums over attempts, and those that stay when a session goes: by day and model, in ``past_usage``.
+
+They are written in the very transaction that takes the attempts away, so that nothing is counted twice, nor missing.
+"""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, true
+from sqlalchemy.dialects import postgresql, sqlite
+
+from inturn.models.states import POISONED, AttemptOutcome
+from inturn.models.tables import ATTEMPTS, PAST_USAGE, TURNS
+
+COUNTS = ("attempts", "completed", "unpriced", "estimated", "uncounted", "input_tokens", "output_tokens", "price")
+"""What is summed up, as ``past_usage`` names it."""
+
+MODEL: ColumnElement[str] = func.coalesce(ATTEMPTS.c.model, TURNS.c.model)
+"""Old rows do not say whom they asked: whom their turn asked last is as near as one gets."""
+IS_FREE = ATTEMPTS.c.outcome.in_((AttemptOutcome.SAFE, AttemptOutcome.PERMANENT))
+MAY_COST = or_(
+    ~func.coalesce(IS_FREE, False), ATTEMPTS.c.error_type.in_(POISONED), ATTEMPTS.c.input_tokens.is_not(None)
+)
+"""Not what the provider refused, unless it counted tokens for it, or its reply came and could not be kept."""
+OF_THEIR_TURNS = and_(TURNS.c.session_id == ATTEMPTS.c.session_id, TURNS.c.number == ATTEMPTS.c.turn_number)
+INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def day_of(dialect: str, moment: ColumnElement[Any]) -> ColumnElement[str]:
+    """``2026-11-29``, in UTC."""
+    if dialect == "sqlite":
+        return func.substr(moment, 1, len("2026-11-29"))  # as SQLAlchemy writes times there: in UTC, the day first
+    return func.to_char(func.timezone("UTC", moment), "YYYY-MM-DD")
+
+
+def sums(counted: ColumnElement[bool]) -> list[ColumnElement[Any]]:
+    """The columns of ``COUNTS``, summed up over attempts; what may have cost something is looked at where ``counted``."""
+
+    def number_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+
+    costs = and_(counted, MAY_COST)
+    columns = (
+        func.count(),
+        number_of(ATTEMPTS.c.outcome == AttemptOutcome.COMPLETED),
+        number_of(and_(costs, ATTEMPTS.c.price.is_(None))),
+        number_of(ATTEMPTS.c.estimated),
+        number_of(and_(costs, or_(ATTEMPTS.c.input_tokens.is_(None), ATTEMPTS.c.output_tokens.is_(None)))),
+        func.coalesce(func.sum(ATTEMPTS.c.input_tokens), 0),
+        func.coalesce(func.sum(ATTEMPTS.c.output_tokens), 0),
+        func.coalesce(func.sum(ATTEMPTS.c.price), 0.0),
+    )
+    return [column.label(name) for column, name in zip(columns, COUNTS, strict=True)]
+
+
+def keep_usage(db: Connection, which: ColumnElement[bool]) -> None:
+    """Before attempts are taken away: add what they used to what is known of removed sessions.
+
+    Called where nobody else can take the same ones away at this moment: under the lock of their session. A call that is
+    still under way is one of which nothing will ever be known.
+
+    Args:
+        which: of the attempts.
+    """
+    day = day_of(db.dialect.name, ATTEMPTS.c.started_at).label("day")
+    used = (
+        select(day, MODEL.label("model"), *sums(true()))
+        .join(TURNS, OF_THEIR_TURNS)
+        .where(which)
+        .group_by(day, MODEL)
+        .order_by("day", "model")  # so that two removers take the rows in one order
+    )
+    names = ("day", "model", *COUNTS)
+    adding = INSERT[db.dialect.name](PAST_USAGE).from_select(names, used)
+    more = {name: PAST_USAGE.c[name] + adding.excluded[name] for name in COUNTS}
+    db.execute(adding.on_conflict_do_update(index_elements=["day", "model"], set_=more))

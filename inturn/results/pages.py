@@ -1,0 +1,62 @@
+"""The results of a batch as they come out of the database: page by page, the next one read while the last one is used."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+from inturn.models.database import Database
+from inturn.models.store import batches
+from inturn.models.store.batches import START, Cursor
+from inturn.models.store.lines import LineResult
+
+PAGE = 2000
+OVERLAP = timedelta(seconds=2)
+"""Lines become final in the order of their statements, and are seen in that of their commits: so far back is read again."""
+
+Page = list[LineResult]
+
+
+class Pages:
+    """What is new of a batch, each time that it is asked. Some lines come twice.
+
+    Args:
+        batch_id: its surrogate.
+    """
+
+    def __init__(self, database: Database, batch_id: int) -> None:
+        self._database, self._id = database, batch_id
+        self._after: Cursor | None = None
+
+    def new(self, *, is_final: bool) -> Iterator[Page]:
+        """The lines that have become final since it was asked last, in the order in which they did, and some before them.
+
+        Args:
+            is_final: whether none will come any more. Then, and the first time, lines without a turn are among them.
+        """
+        if self._after is None or is_final:
+            yield from self._without_turns()
+        yield from self._with_turns(START if self._after is None else max(START, (self._after[0] - OVERLAP, 0)))
+
+    def all(self) -> Iterator[Page]:
+        """From the beginning."""
+        self._after = None
+        return self.new(is_final=True)
+
+    def _with_turns(self, after: Cursor) -> Iterator[Page]:
+        self._after = after
+        with ThreadPoolExecutor(1, "results") as reader:
+            page = self._read(after)
+            while page:
+                self._after = (page[-1].finished_at, page[-1].line)
+                following = reader.submit(self._read, self._after) if len(page) == PAGE else None
+                yield page
+                page = following.result() if following else []
+
+    def _read(self, after: Cursor) -> Page:
+        return batches.results(self._database, self._id, after, PAGE)
+
+    def _without_turns(self) -> Iterator[Page]:
+        line = 0
+        while page := batches.results_without_turns(self._database, self._id, line, PAGE):
+            yield page
+            line = page[-1].line

@@ -1,0 +1,1 @@
+"""How webhooks are sent: to whom one may connect, one attempt, what becomes of its delivery, and who goes through them."""
