@@ -30,13 +30,15 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from inturn.models.errors import DatabaseUnreachableError, InturnError, SchemaError, StorageError
+from inturn.models.errors import DatabaseLockedError, DatabaseUnreachableError, InturnError, SchemaError, StorageError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 BUSY_TIMEOUT_SECONDS = 10
+PATIENCE_SECONDS = 60.0
+"""For how long work of many steps tries again to write to a SQLite file that stays locked."""
 LOOK_SECONDS = (0.0002, 0.0005)
 """Between two looks whether another process has finished writing to a SQLite file."""
 GAP_SECONDS = 0.0006
@@ -151,17 +153,28 @@ class Database:
             be_patient(db)
             yield db
 
-    def transact(self, work: Callable[[Connection], T]) -> T:
-        """Do ``work`` in a writing transaction, again if the database chose it as a deadlock's victim."""
-        for left in reversed(range(TRANSACTION_TRIES)):
+    def transact(self, work: Callable[[Connection], T], *, is_patient: bool = False) -> T:
+        """Do ``work`` in a writing transaction, again if the database chose it as a deadlock's victim.
+
+        Args:
+            is_patient: it is a step of many, such as a batch's: a SQLite file that stays locked is waited for longer, up to
+                ``PATIENCE_SECONDS``. (What has a PostgreSQL locked lets go after 5 s: ``LET_GO``.)
+        """
+        over = time.monotonic() + PATIENCE_SECONDS * is_patient
+        left = TRANSACTION_TRIES
+        while True:
             try:
                 with self.writing() as db:
                     return work(db)
+            except DatabaseLockedError:
+                if time.monotonic() >= over:
+                    raise
+                logger.info("action=locked_database_waited_for")
             except StorageError as error:
+                left -= 1
                 if not left or not is_deadlock(error.__cause__):
                     raise
                 logger.info("action=deadlock_retried tries_left=%d", left)
-        raise AssertionError("the last try returns or raises")
 
     def close(self) -> None:
         """Close all connections; one that a thread is using, when it comes back."""
@@ -277,6 +290,7 @@ def translated(database: Database) -> Iterator[None]:
         raise explain(database, error) from error
 
 
+LOCKED = "database is locked"
 NO_ROOM = "has no room left: free some space; what was accepted before is kept"
 FULL_BYTES = 64 * 1024  # less than that is free: SQLite has no place for its shared memory
 
@@ -285,7 +299,7 @@ REFUSALS = (
     ("unable to open database", "cannot be opened: check that its directory exists and that this user may write there"),
     ("database or disk is full", NO_ROOM),
     ("disk i/o error", "could not be read or written (disk I/O error): check the disk's space and health"),
-    ("database is locked", "stayed locked by another process for too long: see who writes to it, and try again"),
+    (LOCKED, "stayed locked by another process for too long: see who writes to it, and try again"),
     ("no space left", NO_ROOM),
     ("not a database", "is no SQLite database: set INTURN_DATABASE_URL, or move the file away"),
     ("malformed", "is damaged: move the file away, and restore a backup (`inturn db restore`)"),
@@ -307,7 +321,8 @@ def explain(database: Database, error: DBAPIError) -> Exception:
     for sign, sentence in REFUSALS:
         if sign in text.lower():
             said = NO_ROOM if is_on_a_full_disk(database) else sentence
-            return StorageError(f"the database {database.url!r} {said} ({text})")
+            kind = DatabaseLockedError if said != NO_ROOM and sign == LOCKED else StorageError
+            return kind(f"the database {database.url!r} {said} ({text})")
     state = getattr(error.orig, "sqlstate", None)
     if state == "42P01" or "no such table" in text:
         return SchemaError(f"the database {database.url!r} has no inturn tables yet: run `inturn db upgrade`")

@@ -249,6 +249,10 @@ class StorageError(InturnError):
     """The database refused to work: read-only, full, locked for too long."""
 
 
+class DatabaseLockedError(StorageError):
+    """Another process kept the SQLite file to itself for too long."""
+
+
 class DatabaseUnreachableError(StorageError):
     """No connection to the database."""
 

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 FORGET_SECONDS = 3600.0
 HINTS_A_SWEEP = 500
 DAY_SECONDS = 86400.0
+LATE = "action=heartbeat_late seconds"
 AGAIN_SECONDS = 1.0
 """After the database was away: what went wrong meanwhile is repaired as soon as it is back."""
 LOOK_SECONDS = 1.0
@@ -221,6 +222,7 @@ class Pulse:
         self.database, self.settings, self.process = database, settings, process
         self._held, self._lost, self._cancelled = held, lost, cancelled
         self._next_beat = 0.0
+        self._beaten_at: float | None = None
         self._orphans: dict[int, int] = {}
 
     def run(self) -> None:
@@ -244,12 +246,19 @@ class Pulse:
             return sweeping.extend(db, self.process.id, lease, renew_below)
 
         mine = self.database.transact(beat)
+        self._note_beat(lease - self.settings.heartbeat_seconds)
         now = self._held()
         # Some were settled a moment ago, and their slots do not know yet: the token tells whoever breaks off the call.
         lost = [held for held in before.items() if held in now.items() and held not in mine.items()]
         if lost:
             self._lost(lost)
         self._free_orphans({session: token for session, token in mine.items() if now.get(session) != token})
+
+    def _note_beat(self, patience_seconds: float) -> None:
+        """Say so, if leases may have run out meanwhile."""
+        before, self._beaten_at = self._beaten_at, time.monotonic()
+        if before is not None and (apart := self._beaten_at - before) > patience_seconds:
+            logger.warning("%s=%.1f: this process, or its database, was too busy or stopped", LATE, apart)
 
     def _free_orphans(self, orphans: dict[int, int]) -> None:
         """Leases that no slot knows of, as their claim's answer never came: only if they are so twice in a row, since an

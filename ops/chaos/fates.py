@@ -73,7 +73,15 @@ def unfounded(books: Entries) -> Iterator[str]:
             is_lasting = row.outcome == AttemptOutcome.PERMANENT
             if not (is_told or (not is_lasting and (is_excused(books, row) or is_late(books, row)))):
                 why = f"{row.outcome} ({row.error_type})"
-                yield f"attempt {row.number} of turn {shown(one.turn)} ended {why} for no reason"
+                yield f"attempt {row.number} of turn {shown(one.turn)} ended {why} for no reason ({moments(books, row)})"
+
+
+def moments(books: Entries, row: Any) -> str:
+    """When an attempt was made, beside the fault before: for whoever looks for the reason."""
+    began, ended = row.started_at.timestamp(), row.ended_at.timestamp()
+    before = max((fault for fault in books.faults if fault.began <= ended), key=lambda fault: fault.ended, default=None)
+    told = f"{began - before.ended:.1f} s after {before.name}" if before else "after no fault"
+    return f"{row.started_at:%H:%M:%S}, {told}, for {ended - began:.1f} s"
 
 
 def is_excused(books: Entries, row: Any) -> bool:

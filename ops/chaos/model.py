@@ -53,6 +53,7 @@ from ops.chaos.acts import Exchange, refusal, whole
 from ops.chaos.wires import KEY_HEADERS, WIRES, Said, Wire, presented_key, text_of
 
 STOP_SECONDS = 10
+BACKLOG = 4096
 ACTS = acts.ACTS | streams.ACTS | overlong.ACTS
 
 
@@ -158,8 +159,10 @@ async def serve(arguments: argparse.Namespace) -> None:
         application.router.add_post("/{under:.*}" + wire.place, functools.partial(model.handle, wire=wire))
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0)
     await runner.setup()
-    plug = socket.create_server(("127.0.0.1", arguments.port), backlog=4096)
-    await web.SockSite(runner, plug, backlog=4096).start()
+    plug = socket.create_server(("127.0.0.1", arguments.port), backlog=BACKLOG)
+    plug.setblocking(False)
+    assert runner.server is not None
+    asyncio.get_running_loop().add_reader(plug, Door(plug, runner.server).open)
     print(json.dumps({"port": plug.getsockname()[1], "pid": os.getpid()}), flush=True)
     try:
         if arguments.with_parent:
@@ -167,7 +170,27 @@ async def serve(arguments: argparse.Namespace) -> None:
         else:
             await asyncio.Event().wait()
     finally:
+        plug.close()
         await runner.cleanup()
+
+
+class Door:
+    """Lets in everybody who waits. libuv lets in one a round (since 1.45): on a busy machine callers would give up, and be
+    heard long after somebody else asked again for their turns.
+    """
+
+    def __init__(self, plug: socket.socket, server: web.Server) -> None:
+        self._plug, self._server = plug, server
+        self._entering = set[asyncio.Task[Any]]()
+
+    def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = self._plug.accept()
+                entering = loop.create_task(loop.connect_accepted_socket(self._server, connection))
+                self._entering.add(entering)
+                entering.add_done_callback(self._entering.discard)
 
 
 def main() -> None:
@@ -224,7 +247,11 @@ class Call:
 
 
 class ModelServer:
-    """The server as a child process that ends with this one, however this one ends."""
+    """The server as a child process that ends with this one, however this one ends.
+
+    Args:
+        log: the file that calls are written to; None takes one that goes with the server.
+    """
 
     def __init__(
         self,
@@ -234,9 +261,10 @@ class ModelServer:
         seed: int = 0,
         key: str = "",
         docile: bool = False,
+        log: Path | None = None,
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="inturn-model-")
-        self._log = Path(self._directory.name) / "calls.jsonl"
+        self._log = log or Path(self._directory.name) / "calls.jsonl"
         flags = [f"--port={port}", f"--log={self._log}", f"--seed={seed}", f"--key={key}", "--with-parent"]
         flags += ["--docile"] if docile else []
         self._child = subprocess.Popen(

@@ -5,11 +5,16 @@ What has happened is a ``Fault``: the checker needs to know, since some of them 
 """
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Any
+
+from inturn.workers.maintenance import LATE
 
 PAUSE_SECONDS = (0.3, 3.0)
 """Between two faults."""
@@ -19,6 +24,8 @@ ALONE_SECONDS = 5.0
 """How long every other one of those is followed by nothing, so that this is seen."""
 IMPATIENCE = 0.3
 """How often the next fault does not wait until everybody is at work again."""
+
+LATE_BEAT = re.compile(rf"^\[(\S+ [\d:]+),\d+: .*{re.escape(LATE)}=([\d.]+)", re.MULTILINE)
 
 Hit = Callable[[random.Random], AbstractContextManager[dict[str, Any]]]
 """Begins a fault, yields what is worth knowing about it, and undoes it at the end, whatever happens in between."""
@@ -68,6 +75,7 @@ KINDS = {
     "postgresql_other": "locks held, connections ended or used up",
     "sqlite": "the file locked by a stranger, the disk full",
     "command": "a command of the user's own",
+    "stall": "workers that said themselves that their heartbeat was late (nobody's doing: the machine is that busy)",
 }
 
 
@@ -145,3 +153,23 @@ class Nemesis:
         if attack.silences and ended - began > self._patience:
             detail["outlasts_lease"] = True
         return Fault(attack.name, attack.kind, began, ended, detail)
+
+
+def stalls(logs: Path, faults: Sequence[Fault], patience: float) -> list[Fault]:
+    """Faults that nobody dealt out: for how long workers were without a heartbeat, by their own words.
+
+    Args:
+        logs: the directory in which processes wrote what they had to say.
+        faults: those that were dealt out: who was stopped by one of them was stalled by that.
+        patience: how many seconds a worker may be silent before it can lose its leases.
+    """
+    silenced = [fault for fault in faults if fault.may_overlap]
+    found = []
+    for log in sorted(logs.glob("said.*")):
+        for at, seconds in LATE_BEAT.findall(log.read_text(errors="replace")):
+            ended = datetime.fromisoformat(at).timestamp()
+            began = ended - float(seconds)
+            if not any(fault.began - 1 <= ended and began <= fault.ended + 1 for fault in silenced):
+                detail = {"outlasts_lease": float(seconds) > patience}
+                found.append(Fault("machine.stall", "stall", began, ended, detail))
+    return found

@@ -14,7 +14,7 @@ from inturn import Settings
 from inturn.models.errors import InturnError
 from ops.chaos.books import Books
 from ops.chaos.figures import figures
-from ops.chaos.nemesis import Attack, Fault, Nemesis
+from ops.chaos.nemesis import Attack, Fault, Nemesis, stalls
 from ops.chaos.producers import Producers
 from ops.chaos.promises import Log
 from ops.chaos.stage import Stage
@@ -90,13 +90,19 @@ def play(stage: Stage, plan: Plan) -> Outcome:
 
 
 def compare(stage: Stage, log: Log, faults: list[Fault], left: list[str], seconds: float, took: float) -> Outcome:
-    books = Books(log, stage.model.calls(), stage.settings, faults).read(stage.database)
+    starved = stalls(stage.logs, faults, patience_of(stage.settings)) if stage.logs else []
+    books = Books(log, stage.model.calls(), stage.settings, [*faults, *starved]).read(stage.database)
     books.search(stage.database, list(stage.logs.iterdir()) if stage.logs else (), stage.redis_url)
     crashes = list(stage.fleet.crashes) if stage.fleet else []
     violations = [*left, *books.violations(), *map(sentence_of, filter(is_violation, crashes))]
     found = figures(books, faults, log)
     found["violations"] = dict(Counter(violation.partition(":")[0] for violation in violations))
-    found |= {"seconds": seconds, "drained_s": round(took, 1), "ended_by_themselves": len(crashes)}
+    found |= {
+        "seconds": seconds,
+        "stalls": len(starved),
+        "drained_s": round(took, 1),
+        "ended_by_themselves": len(crashes),
+    }
     return Outcome(log, faults, violations, found, crashes)
 
 

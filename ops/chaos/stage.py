@@ -140,7 +140,7 @@ def our_stage(
         if kind == "sqlite" and not is_calm:
             no_disk = stack.enter_context(disk.small_disk(home))
         stack.enter_context(logged(logs / "said.senders"))
-        model = stack.enter_context(ModelServer(latency=LATENCY_SECONDS, seed=seed))
+        model = stack.enter_context(ModelServer(latency=LATENCY_SECONDS, seed=seed, log=directory / "calls.jsonl"))
         network = stack.enter_context(Network())
         broker, postgres = RedisServer(), None
         stack.callback(broker.stop)

@@ -160,6 +160,16 @@ def test_each_lie_is_a_violation(lie: Callable[[Receipts], None], wanted: str):
     assert wanted in {sentence.partition(":")[0] for sentence in receipts.violations()}
 
 
+def test_who_was_stopped_may_call_late_and_nobody_else():
+    receipts = copy.deepcopy(honest_receipts())
+    swapped_calls(receipts)
+    late = receipts.calls[0].start
+    receipts.strays = [(late - 0.1, late + 0.1)]
+    assert receipts.violations() == []
+    receipts.strays = [(late + 0.1, late + 1)]
+    assert [sentence.partition(":")[0] for sentence in receipts.violations()] == ["misshown"]
+
+
 def test_files_are_read_line_by_line_and_half_a_line_is_refused(tmp_path: Path):
     (tmp_path / "half").write_text('{"custom_id": "row-1"}\n{"custom_id"')
     with pytest.raises(ValueError, match="unexpected end"):

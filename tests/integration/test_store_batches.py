@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
 
+from inturn.models import database as databases
 from inturn.models.clock import now
-from inturn.models.errors import BatchNotFoundError, InvalidInputError
+from inturn.models.errors import BatchNotFoundError, DatabaseLockedError, InvalidInputError
 from inturn.models.states import BatchState, Lane, Role, TurnState
 from inturn.models.store import (
     batches,
@@ -28,7 +30,7 @@ from inturn.models.store.batching import Begun, NewBatch
 from inturn.models.store.lines import EXPIRED, SESSION_DELETED, BadLine, Line, LineResult, Utterance
 from inturn.models.store.webhooks import Hook
 from inturn.models.tables import BATCHES, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
-from tests.integration.stores import Store, only_postgresql
+from tests.integration.stores import Store, only_postgresql, only_sqlite
 
 HOW: dict[str, Any] = {"model": "echo/echo", "context_turns": 20}
 
@@ -205,6 +207,27 @@ def test_two_who_submit_the_same_at_once_store_it_once(store: Store, other: Stor
         for each in [pool.submit(submitting, mine, key) for mine, key in ((store, "batch-1"), (other, "batch-2"))]:
             each.result()
     assert sorted(work(store)) == sorted(f"prompt {n}" for n in range(1, 41))
+
+
+@only_sqlite
+def test_a_submission_waits_longer_than_others_for_a_file_that_stays_locked(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """As by a worker that is stopped while it writes."""
+    monkeypatch.setattr(databases, "BUSY_TIMEOUT_SECONDS", 0.2)
+    begun = begin(store, 3)
+    with ThreadPoolExecutor(1) as pool:
+        with other.database.writing():
+            with pytest.raises(DatabaseLockedError, match="stayed locked by another process"):
+                store.database.transact(lambda db: db.execute(select(1)))
+            storing = pool.submit(batching.store, store.database, begun, 0, lines(3), hints=0)
+            with pytest.raises(FuturesTimeout):
+                storing.result(timeout=1)
+        assert storing.result(timeout=30).stored == 3
+    with other.database.writing():
+        monkeypatch.setattr(databases, "PATIENCE_SECONDS", 0.5)
+        with pytest.raises(DatabaseLockedError):
+            begin(store, 3, "batch-2")
 
 
 def test_a_session_of_the_name_that_a_line_would_take_is_used(store: Store):

@@ -1,15 +1,23 @@
 """The nemesis deals out what it has, in an order that its seed decides, and leaves nothing broken."""
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ops.chaos.nemesis import KINDS, Attack, Fault, Nemesis, NothingToHitError
+from inturn import Settings
+from inturn.models.database import Database
+from inturn.models.states import ProcessKind
+from inturn.models.store.presence import Process
+from inturn.workers.maintenance import Pulse
+from ops.chaos.nemesis import KINDS, Attack, Fault, Nemesis, NothingToHitError, stalls
 
 NO_PAUSE = (0.0, 0.0)
 PATIENCE = 0.02
@@ -100,3 +108,22 @@ def test_only_long_silence_excuses_an_overlap(silences: bool, seconds: float, ma
 def test_kinds_are_sentences_for_readers():
     assert Fault("a", "kill", 0, 1).kind in KINDS
     assert all(" " in said for said in KINDS.values())
+
+
+def test_workers_tell_that_the_machine_starved_them(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """By the line of the log that the heartbeat writes, as Celery formats it; who was stopped by us is left out."""
+    settings = Settings(lease_seconds=10, heartbeat_seconds=3)
+    pulse = Pulse(
+        Database("sqlite://"), settings, Process("x", ProcessKind.WORKER, "", 1, "", 1, ""), dict, print, print
+    )
+    pulse._beaten_at = time.monotonic() - 9
+    with caplog.at_level("WARNING", logger="inturn"):
+        pulse._note_beat(7)
+        pulse._note_beat(7)
+    (said,) = caplog.messages
+    at = datetime.fromtimestamp(1_800_000_000, UTC).astimezone()
+    (tmp_path / "said.1").write_text(f"noise\n[{at:%Y-%m-%d %H:%M:%S},500: WARNING/MainProcess] {said}\nnoise\n")
+    (stall,) = stalls(tmp_path, [], patience=7)
+    assert (stall.ended, round(stall.ended - stall.began), stall.may_overlap) == (1_800_000_000, 9, True)
+    stopped = Fault("workers.pause", "pause", stall.began, stall.ended - 1, {"outlasts_lease": True})
+    assert stalls(tmp_path, [stopped], patience=7) == []

@@ -94,13 +94,13 @@ def begin(database: Database, new: NewBatch) -> Begun:
         row = db.execute(select(*BEGUN).where(BATCHES.c.fingerprint == new.fingerprint)).one()
         return _begun(dict(row._mapping), is_new=is_new)
 
-    return database.transact(make)
+    return database.transact(make, is_patient=True)
 
 
 def forget(database: Database, key: str) -> None:
     """Take a batch back of which no line was stored."""
     mine = (BATCHES.c.key == key) & (BATCHES.c.state == BatchState.VALIDATING) & (BATCHES.c.stored == 0)
-    database.transact(lambda db: db.execute(delete(BATCHES).where(mine)))
+    database.transact(lambda db: db.execute(delete(BATCHES).where(mine)), is_patient=True)
 
 
 def _begun(row: dict[str, Any], *, is_new: bool = False) -> Begun:
@@ -184,7 +184,7 @@ def _patiently(database: Database, work: Work[T]) -> T:
     all_may_exist = False
     for left in reversed(range(TRIES)):
         try:
-            return database.transact(partial(work, all_may_exist=all_may_exist))
+            return database.transact(partial(work, all_may_exist=all_may_exist), is_patient=True)
         except SessionNotFoundError as error:
             if not left or not retention.finish_removal(database, error.session_id):
                 raise

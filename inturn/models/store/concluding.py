@@ -44,7 +44,7 @@ def cancel(database: Database, key: str, *, aborts: bool = False) -> bool:
         db.execute(update(BATCHES).where(BATCHES.c.key == key).values(**asked, aborts=aborts or row.aborts))
         return True
 
-    return database.transact(mark)
+    return database.transact(mark, is_patient=True)
 
 
 def close(database: Database, batch_id: int) -> bool:
@@ -70,7 +70,7 @@ def close(database: Database, batch_id: int) -> bool:
             db.execute(wanted.values(cancel_requested_at=now()))
         return closed
 
-    return database.transact(chunk)
+    return database.transact(chunk, is_patient=True)
 
 
 def _cancelled() -> dict[str, Any]:
@@ -116,7 +116,9 @@ def give_up(database: Database) -> None:
     with database.reading() as db:
         if db.execute(select(BATCHES.c.id).where(cut_off).limit(1)).first() is None:
             return
-    database.transact(lambda db: db.execute(update(BATCHES).where(cut_off).values(state=BatchState.CANCELLING)))
+    database.transact(
+        lambda db: db.execute(update(BATCHES).where(cut_off).values(state=BatchState.CANCELLING)), is_patient=True
+    )
 
 
 def conclude(database: Database, key: str, hooks: Sequence[Hook]) -> BatchRecord:
@@ -127,8 +129,8 @@ def conclude(database: Database, key: str, hooks: Sequence[Hook]) -> BatchRecord
     batch = get_batch(database, key)
     if batch.is_final or (batch.state is not BatchState.FINALIZING and not _is_over(database, batch)):
         return batch
-    database.transact(lambda db: _finalize(db, batch))
-    database.transact(lambda db: _count(db, batch, hooks))
+    database.transact(lambda db: _finalize(db, batch), is_patient=True)
+    database.transact(lambda db: _count(db, batch, hooks), is_patient=True)
     return get_batch(database, key)
 
 

@@ -187,7 +187,7 @@ def remove_expired(database: Database, default_seconds: float, limit: int = 100)
 
     They are chosen and locked in the transaction that removes them: one that was used since anybody listed it stays.
     """
-    removed = database.transact(partial(_remove_chunk, which=expired(default_seconds), limit=limit))
+    removed = database.transact(partial(_remove_chunk, which=expired(default_seconds), limit=limit), is_patient=True)
     if removed:
         reached("cleanup.between_chunks")
     return removed
@@ -222,4 +222,8 @@ def remove_unused(database: Database, sessions: Collection[int], batch_id: int, 
     Returns: how many.
     """
     made = and_(SESSIONS.c.id.in_(sessions), SESSIONS.c.batch_id == batch_id)
-    return len(database.transact(partial(_remove_chunk, which=and_(made, removable()), limit=len(sessions), rule=rule)))
+    return len(
+        database.transact(
+            partial(_remove_chunk, which=and_(made, removable()), limit=len(sessions), rule=rule), is_patient=True
+        )
+    )

@@ -62,7 +62,7 @@ def retry(database: Database, key: str, window: timedelta | None = None) -> int:
             db.execute(back.values(state=BatchState.IN_PROGRESS, retry_at=now(), expires_at=expires_at, **anew))
         return many
 
-    return database.transact(begin)
+    return database.transact(begin, is_patient=True)
 
 
 def send_again(database: Database, batch_id: int) -> bool:
@@ -87,7 +87,7 @@ def send_again(database: Database, batch_id: int) -> bool:
         db.execute(update(BATCHES).where(BATCHES.c.id == batch_id).values(retry_at=null()))
         return False
 
-    return database.transact(chunk)
+    return database.transact(chunk, is_patient=True)
 
 
 def _again(db: Connection, batch_id: int, batch: Row[*tuple[Any, ...]], sessions: Sequence[int]) -> bool:

@@ -54,7 +54,7 @@ def note_read(database: Database, key: str) -> BatchRecord:
     Returns: how it is now. Raises: BatchNotFoundError.
     """
     final = (BATCHES.c.key == key) & BATCHES.c.state.in_(BATCH_FINAL) & BATCHES.c.read_at.is_(None)
-    database.transact(lambda db: db.execute(update(BATCHES).where(final).values(read_at=now())))
+    database.transact(lambda db: db.execute(update(BATCHES).where(final).values(read_at=now())), is_patient=True)
     batch = get_batch(database, key)
     if batch.discards and batch.read_at is not None:
         discard(database, batch.id)
@@ -74,4 +74,4 @@ def discard(database: Database, batch_id: int) -> None:
         after = (found[-1].finished_at, found[-1].line)
         retention.remove_unused(database, {row.session_id for row in found}, batch_id, DISCARDED)
     mine = (BATCHES.c.id == batch_id) & BATCHES.c.discarded_at.is_(None)
-    database.transact(lambda db: db.execute(update(BATCHES).where(mine).values(discarded_at=now())))
+    database.transact(lambda db: db.execute(update(BATCHES).where(mine).values(discarded_at=now())), is_patient=True)

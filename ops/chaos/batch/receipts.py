@@ -30,6 +30,8 @@ class Receipts:
         batches: the rows of all batches.
         turns: those of lines, by custom ID.
         keys: of sessions, by their surrogate IDs.
+        strays: from when to when (Unix time) somebody alive may have called who had lost the session by then, as a
+            worker that was stopped, or the process that calls for it. Nothing of that is stored.
     """
 
     sheet: Sequence[SheetLine]
@@ -39,6 +41,7 @@ class Receipts:
     batches: list[Any] = field(default_factory=list)
     turns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     keys: dict[int, str] = field(default_factory=dict)
+    strays: Sequence[tuple[float, float]] = ()
 
     def read(self, database: Database, output: Path, errors: Path) -> Self:
         """Take down what the files and the database hold. Raises: ValueError: a line of a file is not whole."""
@@ -157,7 +160,8 @@ def misshown(receipts: Receipts) -> Iterator[str]:
         if any(first.number >= second.number for first, second in pairwise(seen)):
             yield f"line {own.number} was shown after {[line.number for line in seen[:-1]]}"
         if own.session is not None:
-            if own.number < asked.get(own.session, 0):
+            is_stray = any(began <= call.start <= ended for began, ended in receipts.strays)
+            if own.number < asked.get(own.session, 0) and not is_stray:
                 yield f"line {own.number} was asked after line {asked[own.session]}"
             asked[own.session] = max(own.number, asked.get(own.session, 0))
 

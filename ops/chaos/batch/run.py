@@ -20,14 +20,14 @@ from ops.chaos.books import CHECKS, Books
 from ops.chaos.figures import extra_calls, overlapping_calls
 from ops.chaos.fleet import Fleet, FleetError
 from ops.chaos.model import ModelServer
-from ops.chaos.nemesis import Attack, Fault, Nemesis
+from ops.chaos.nemesis import Attack, Fault, Nemesis, stalls
 from ops.chaos.promises import Accepted, Log
 from ops.chaos.run import Outcome, is_violation, new_name, patience_of, progress, sentence_of
 from ops.chaos.spending import wasted_replies
 from ops.chaos.stage import LATENCY_SECONDS, Stage
 
 FAULTS = ("kill", "workers.pause_beyond_lease", "redis_wiped", "redis_restarted", "redis_frozen")
-PACE = {"lease_seconds": 6, "heartbeat_seconds": 2}
+PACE = {"lease_seconds": 10, "heartbeat_seconds": 3}
 """A worker gives up claims whose answers have not come by its second heartbeat. One that was only just started may claim
 hundreds of sessions at once; on a machine that does all of this, their answers take longer than a quick one lasts.
 """
@@ -74,8 +74,10 @@ def play(stage: Stage, plan: Plan) -> Outcome:
     submitter, faults = submit(stage, plan, files, name, log)
     took = time.monotonic() - began
     violations = ended(submitter, drained(fleet))
-    receipts = Receipts(lines, stage.model.calls()).read(fleet.database, files.output, files.errors)
-    books = books_of(stage, receipts, log, faults)
+    starved = stalls(fleet.logs, faults, patience_of(stage.settings))
+    strays = [(fault.began, fault.ended + PACE["lease_seconds"]) for fault in (*faults, *starved) if fault.may_overlap]
+    receipts = Receipts(lines, stage.model.calls(), strays=strays).read(fleet.database, files.output, files.errors)
+    books = books_of(stage, receipts, log, [*faults, *starved])
     violations += [*receipts.violations(), *broken(books)]
     again = Again(stage, files, lines, plan.seed)
     violations += again.violations(receipts)
@@ -85,6 +87,7 @@ def play(stage: Stage, plan: Plan) -> Outcome:
         "lines": len(lines), "sessions": plan.sessions, "visits": len(log.accepted) - len(lines),
         "refused": len(log.refused), "completed": len(receipts.output), "failed": len(receipts.errors),
         "calls": len(books.calls), "faults": dict(Counter(fault.name for fault in faults)),
+        "stalls": len(starved),
         "submitter_killed": dict(submitter.kills), "submitter_killed_again": dict(again.kills),
         "submitter_ended": dict(Counter(submitter.endings)), "extra_calls": extra_calls(books),
         "wasted_replies": wasted_replies(books), "overlaps": overlapping_calls(books),
