@@ -224,8 +224,10 @@ def keep_to_owner(path: str | None) -> None:
 
 def prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None
+    # It takes the file's lock for writing even where it changes nothing: whoever only reads would wait for writers.
+    is_new = connection.execute("PRAGMA page_count").fetchone() == (0,)
     for pragma in (
-        "auto_vacuum=INCREMENTAL",
+        *(["auto_vacuum=INCREMENTAL"] if is_new else []),
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
