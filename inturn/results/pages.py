@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 from inturn.models.database import Database
 from inturn.models.store import batches
@@ -45,15 +46,16 @@ class Pages:
     def _with_turns(self, after: Cursor) -> Iterator[Page]:
         self._after = after
         with ThreadPoolExecutor(1, "results") as reader:
-            page = self._read(after)
-            while page:
-                self._after = (page[-1].finished_at, page[-1].line)
-                following = reader.submit(self._read, self._after) if len(page) == PAGE else None
-                yield page
-                page = following.result() if following else []
+            rows = self._read(after)
+            while rows:
+                last = batches.result_of(rows[-1])
+                self._after = (last.finished_at, last.line)
+                following = reader.submit(self._read, self._after) if len(rows) == PAGE else None
+                yield list(map(batches.result_of, rows))
+                rows = following.result() if following else []
 
-    def _read(self, after: Cursor) -> Page:
-        return batches.results(self._database, self._id, after, PAGE)
+    def _read(self, after: Cursor) -> list[tuple[Any, ...]]:
+        return batches.result_rows(self._database, self._id, after, PAGE)
 
     def _without_turns(self) -> Iterator[Page]:
         line = 0

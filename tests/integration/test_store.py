@@ -56,9 +56,9 @@ def test_a_connection_that_is_made_while_its_database_is_closed_is_closed_as_it_
 @only_sqlite
 def test_who_only_reads_opens_the_file_while_another_writes(migrated_url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(database, "BUSY_TIMEOUT_SECONDS", 0.1)
-    with closing(Database(migrated_url)) as writer, closing(Database(migrated_url)) as reader:
-        with writer.writing(), reader.reading() as db:
-            assert db.execute(text("PRAGMA auto_vacuum")).scalar() == 2, "incremental, since the file was made"
+    writer, reader = Database(migrated_url), Database(migrated_url)
+    with closing(writer), closing(reader), writer.writing(), reader.reading() as db:
+        assert db.execute(text("PRAGMA auto_vacuum")).scalar() == 2, "incremental, since the file was made"
 
 
 def test_a_database_that_went_away_is_found_again_when_it_is_back(migrated_url: str):

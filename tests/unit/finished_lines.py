@@ -1,7 +1,6 @@
 """A batch whose lines have finished, for the tests of its result files: what they ask of the database, in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def completed(line: int, **changes: Any) -> LineResult:
         attempts=1,
         finished_at=START + timedelta(seconds=line),
     )
-    return replace(whole, **changes)
+    return whole._replace(**changes)
 
 
 def failed(line: int, error_type: str = "invalid_request", status: int | None = 400, **changes: Any) -> LineResult:

@@ -1,7 +1,6 @@
 """What a line of a result file says: as programs read it that were written for OpenAI's, and as we read it back."""
 
 import json
-from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -263,7 +262,7 @@ def test_a_batch_has_an_id_of_its_own_kind():
 
 def test_calls_of_tools_are_written_as_openai_does():
     calls = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    result = replace(completed(1), reply="", finish_reason="tool_use", tool_calls=calls)
+    result = completed(1)._replace(reply="", finish_reason="tool_use", tool_calls=calls)
     (choice,) = said(LONG.write(result))["response"]["body"]["choices"]
     assert choice["message"] == {"role": "assistant", "content": None, "tool_calls": calls, "refusal": None}
     assert choice["finish_reason"] == "tool_calls"

@@ -17,7 +17,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def ended(data: st.DataObject, line: int, turn_id: str) -> LineResult:
-    return data.draw(
+    found: LineResult = data.draw(
         st.one_of(
             st.builds(lambda text: completed(line, turn_id=turn_id, reply=text), TEXT),
             st.builds(lambda text: failed(line, turn_id=turn_id, error_message=text), TEXT),
@@ -25,6 +25,7 @@ def ended(data: st.DataObject, line: int, turn_id: str) -> LineResult:
             st.just(invalid(line)),
         )
     )
+    return found
 
 
 def retry(data: st.DataObject, batch: FinishedLines) -> None:

@@ -209,13 +209,19 @@ def results(database: Database, batch_id: int, after: Cursor = START, limit: int
     That is the order of their statements, not of their transactions: a moment later a line may stand before those that were
     seen already.
     """
+    return [result_of(row) for row in result_rows(database, batch_id, after, limit)]
+
+
+def result_rows(database: Database, batch_id: int, after: Cursor, limit: int) -> list[tuple[Any, ...]]:
+    """The same as plain rows, for a thread that reads ahead: what ``result_of`` makes of them is other threads' work."""
     with database.reading() as db:
         asked = {"batch": batch_id, "since": written(db, after[0]), "line": after[1], "most": limit}
-        rows: Any = db.execute(RESULTS, asked).cursor.fetchall()  # plain tuples
-        return [_result(row) for row in rows]
+        found: Any = db.execute(RESULTS, asked).cursor
+        return list(found.fetchall())
 
 
-def _result(row: Any) -> LineResult:
+def result_of(row: tuple[Any, ...]) -> LineResult:
+    """What stands in a row of ``result_rows``."""
     (line, custom_id, state, key, session, number, model, reply, reason, error, message, status, took, gave, price, attempts,
      ended, data) = row  # fmt: skip
     if isinstance(ended, str):  # SQLite's

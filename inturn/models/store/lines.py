@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from inturn.models.states import Role, TurnState
 
@@ -81,8 +81,7 @@ class Line:
     follows: tuple[Utterance, ...] = ()
 
 
-@dataclass(slots=True)  # not frozen: that takes six times as long to make, and there are millions
-class LineResult:
+class LineResult(NamedTuple):
     """What became of a line.
 
     Attributes:
