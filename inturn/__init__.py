@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from inturn.batch import Batch
     from inturn.client import Client, Message, Session, SessionEvent, SessionMetadata, Turn
-    from inturn.image import image
+    from inturn.images import image
     from inturn.models.errors import (
         AlreadyRunningError,
         BatchConflictError,
@@ -106,7 +106,7 @@ _PLACES = {
     "LineResult": "models.store.lines",
     "Progress": "models.store.batches",
     "Settings": "settings",
-    "image": "image",
+    "image": "images",
 }
 """All others are errors."""
 

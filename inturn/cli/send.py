@@ -14,7 +14,7 @@ from inturn.cli.patience import waiting_for
 from inturn.cli.records import event_record, message_record, turn_record
 from inturn.cli.values import due, models
 from inturn.cli.words import way_back
-from inturn.image import image
+from inturn.images import image
 from inturn.models.content import checked_parts, checked_prompt
 from inturn.models.errors import InturnError, SendTimeoutError
 from inturn.models.states import ProcessKind

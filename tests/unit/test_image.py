@@ -3,6 +3,8 @@
 import base64
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,9 @@ def test_what_json_does_not_have_is_refused(value: object) -> None:
     """Or a database would refuse it, or no worker could read it back."""
     with pytest.raises(InvalidInputError):
         checked_content([TEXT, {"type": "image_url", "image_url": {"url": "data:", "detail": value}}])
+
+
+def test_the_function_is_not_hidden_by_its_module():
+    """A module that is imported becomes an attribute of its package."""
+    words = "import inturn.cli.send, inturn; assert callable(inturn.image), inturn.image"
+    subprocess.run([sys.executable, "-c", words], check=True)
