@@ -130,8 +130,9 @@ class Archive:
         from inturn.transcripts import as_jsonl  # whoever archives nothing does without its models
 
         before = self._synced.sessions
-        for key, it in transcripts(db, session_ids):
-            self.add(as_jsonl(key, it))
+        with self._all_or_nothing():
+            for key, it in transcripts(db, session_ids):
+                self.add(as_jsonl(key, it))
         self.sync()
         return self._synced.sessions - before
 
