@@ -14,6 +14,7 @@ import orjson
 
 from inturn import transcripts
 from inturn.archives.directory import PARTIAL
+from inturn.archives.drafts import shown
 from inturn.archives.objects import store_of
 from inturn.archives.writing import directory_of
 from inturn.models.errors import ArchiveError, InvalidInputError
@@ -52,9 +53,9 @@ def opened(source: Path | str | IO[bytes]) -> "Iterator[ArchiveFile]":
     Raises:
         InvalidInputError: it cannot be read.
     """
-    name = str(getattr(source, "name", source))
+    name = shown(getattr(source, "name", source))
     place = directory_of(source) if isinstance(source, str) else source
-    with _fetched(name) if place is None else transcripts.copied(place) as copy:
+    with _fetched(str(source)) if place is None else transcripts.copied(place) as copy:
         yield ArchiveFile(copy, name)
 
 
@@ -66,7 +67,8 @@ def _fetched(url: str) -> IO[bytes]:
     except ArchiveError as error:
         raise InvalidInputError(f"{error.target} cannot be read: {error.__cause__}") from error
     except Exception as error:  # each of fsspec's stores has errors of its own
-        raise InvalidInputError(f"{url} cannot be read: {error or type(error).__name__}") from error
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise InvalidInputError(f"{shown(url)} cannot be read: {reason}") from error
 
 
 class ArchiveFile:

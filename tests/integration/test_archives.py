@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete, update
 
 from inturn import (
     ArchiveError,
@@ -25,9 +25,9 @@ from inturn.archives import importing
 from inturn.archives.importing import ImportedSession
 from inturn.archives.reading import opened
 from inturn.archives.writing import Archive, Sealed
-from inturn.models.states import TurnState
-from inturn.models.store import retention
+from inturn.models.states import SessionState, TurnState
 from inturn.models.store.transcripts import store_transcript
+from inturn.models.tables import SESSIONS
 from ops.servers import PostgresServer
 from tests.integration.stores import Store
 from tests.integration.test_cli_commands import Shell, shell
@@ -66,19 +66,18 @@ def histories(client: Client) -> dict[str, list[Any]]:
     }
 
 
-def archived(store: Store, directory: Path, *chunks: list[int], removes: bool = True) -> Sealed:
+def archived(store: Store, directory: Path, *chunks: list[int]) -> Sealed:
     """As a cleanup run does it."""
+
+    def remove(db: Connection, chunk: list[int]) -> None:
+        mine = SESSIONS.c.id.in_(chunk)
+        db.execute(update(SESSIONS).where(mine).values(state=SessionState.DELETING))
+        assert archive.keep(db, chunk) == len(chunk)
+        db.execute(delete(SESSIONS).where(mine))
+
     with Archive.create(directory, NAME) as archive:
         for chunk in chunks:
-
-            def work(db: Connection, chunk: list[int] = chunk) -> None:
-                for session in chunk:
-                    retention.fence_off(db, session)
-                assert archive.keep(db, chunk) == len(chunk)
-                if removes:
-                    retention._take_whole(db, chunk)
-
-            store.write(work)
+            store.write(remove, chunk)
         sealed = archive.seal()
     assert sealed is not None
     return sealed
@@ -139,7 +138,7 @@ def test_sessions_that_are_gone_are_left_out(store: Store, told: dict[str, int],
         assert store.write(archive.keep, [4711]) == 0
 
 
-def test_many_sessions_and_long_ones_are_archived_page_by_page(store: Store, client: Client, tmp_path: Path):
+def test_many_sessions_are_archived_page_by_page(store: Store, client: Client, tmp_path: Path):
     sessions = [store.session(f"s-{number}") for number in range(450)]
     sealed = archived(store, tmp_path, sessions)
     assert sealed.sessions == len(client.import_archive(sealed.location)) == 450

@@ -23,11 +23,17 @@ from inturn.archives import objects
 from inturn.archives.drafts import shown
 from inturn.archives.reading import opened
 from inturn.archives.writing import Archive, archive_name, check
-from inturn.models.errors import ArchiveError
+from inturn.models.errors import ArchiveError, InvalidInputError
 from tests.unit.archived import lines
 
 NAME = "inturn-20261129T030000Z-idle-7.jsonl.gz"
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has it installed."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
 
 
 @pytest.fixture
@@ -299,6 +305,16 @@ def test_in_a_store_each_chunk_is_an_archive_until_all_are_one(bucket: str):
     assert sealed.location == f"{bucket}/{NAME}"
     assert sealed.sha256 == hashlib.sha256(fsspec.filesystem("memory").cat_file(sealed.location)).hexdigest()
     assert sessions(sealed.location) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("memory://bucket/none", "FileNotFoundError"), ("s3://ann:secret@bucket/x", "s3fs"), ("nowhere://x", "nowhere")],
+)
+def test_what_cannot_be_read(place: str, reason: str, bucket: str):
+    with pytest.raises(InvalidInputError, match=rf"cannot be read: .*{reason}") as refused:
+        sessions(place)
+    assert "secret" not in str(refused.value)
 
 
 def test_a_store_that_refuses_takes_a_chunk_whole_or_not_at_all(bucket: str, monkeypatch: pytest.MonkeyPatch):
