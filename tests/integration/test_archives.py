@@ -69,16 +69,16 @@ def histories(client: Client) -> dict[str, list[Any]]:
 def archived(store: Store, directory: Path, *chunks: list[int]) -> Sealed:
     """As a cleanup run does it."""
 
-    def remove(db: Connection, chunk: list[int]) -> None:
+    def remove(db: Connection, chunk: list[int], into: Archive) -> None:
         mine = SESSIONS.c.id.in_(chunk)
         db.execute(update(SESSIONS).where(mine).values(state=SessionState.DELETING))
-        assert archive.keep(db, chunk) == len(chunk)
+        assert into.keep(db, chunk) == len(chunk)
         db.execute(delete(SESSIONS).where(mine))
 
-    with Archive.create(directory, NAME) as archive:
+    with Archive.create(directory, NAME) as into:
         for chunk in chunks:
-            store.write(remove, chunk)
-        sealed = archive.seal()
+            store.write(remove, chunk, into)
+        sealed = into.seal()
     assert sealed is not None
     return sealed
 
