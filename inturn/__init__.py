@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from inturn.images import image
     from inturn.models.errors import (
         AlreadyRunningError,
+        ArchiveError,
         BatchConflictError,
         BatchNotFoundError,
         BatchTimeoutError,
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyRunningError",
+    "ArchiveError",
     "Batch",
     "BatchConflictError",
     "BatchNotFoundError",

@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from inturn.connections import Connections
+from inturn.importing import Imports
 from inturn.models.content import (
     checked_context,
     checked_flag,
@@ -41,7 +42,6 @@ from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import Attempt, SessionFilter
 from inturn.models.store.retention import Removal
 from inturn.models.store.situation import Reason
-from inturn.models.store.transcripts import store_transcript
 from inturn.models.store.usage import UsageRecord
 from inturn.models.store.webhooks import WebhookDelivery
 from inturn.operations import Operations
@@ -87,7 +87,7 @@ __all__ = [
 PAGE = 100
 
 
-class Client(Operations, Submissions):
+class Client(Operations, Submissions, Imports):
     """The way to sessions. Use it in ``with``, or between ``start`` and ``stop``; threads may share one.
 
     Args:
@@ -243,34 +243,6 @@ class Client(Operations, Submissions):
         """
         key = checked_session_id(session_id)
         return Session(self, key, reading.get_session(self.connections.database, key).id)
-
-    def import_session(
-        self,
-        source: Path | str | IO[bytes],
-        session_id: str | None = None,
-        *,
-        model: str | Sequence[str] | None = None,
-    ) -> Session:
-        """Make a session out of a transcript, as ``Session.export`` writes them: all of it, or nothing.
-
-        Args:
-            source: a file, or its path.
-            session_id: its ID here, where it counts as just used; default: the one that it had.
-            model: who is asked from now on; default: as before.
-
-        Raises:
-            InvalidInputError: it is no transcript, or damaged, with the line; nothing was imported.
-            SessionExistsError: the ID is taken.
-            UnknownModelError: its model cannot be used here: name another one.
-        """
-        from inturn import transcripts  # few programs import sessions, and its models take a moment to be made
-
-        with transcripts.copied(source) as file:
-            former, found = transcripts.read(file, str(getattr(source, "name", source)))
-            key = checked_session_id(former if session_id is None else session_id)
-            asked = self._checked_chain(found.chain if model is None else model)
-            made = store_transcript(self.connections.database, key, found.asking(*asked))
-        return Session(self, key, made)
 
     def list_sessions(
         self,

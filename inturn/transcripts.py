@@ -198,19 +198,20 @@ def copied(source: Path | str | IO[bytes]) -> IO[bytes]:
     return copy
 
 
-def read(file: IO[bytes], name: str) -> tuple[str, Transcript]:
+def read(file: IO[bytes], name: str, ahead: int | None = None) -> tuple[str, Transcript]:
     """A transcript in a file, checked whole. Its turns are read anew each time that they are asked for.
 
     Args:
         name: what the file is called in errors.
+        ahead: how many lines of an archive stand before those in the file; None: it is a file by itself, of either form.
 
     Returns: the ID that the session had, and the transcript.
 
     Raises:
         InvalidInputError: it is no transcript, or it is damaged, with the place.
     """
-    form = _Jsonl(file, name)
-    source: _Jsonl | _Json = form if form.is_one() else _Json(file, name)
+    form = _Jsonl(file, name, ahead or 0)
+    source: _Jsonl | _Json = form if ahead is not None or form.is_one() else _Json(file, name)
     head = source.head()
     checked = _Checked(source, head)
     for _ in checked.turns():
@@ -232,18 +233,23 @@ def _settled(head: SessionEntry) -> dict[str, Any]:
     }
 
 
+def begins_lines(file: IO[bytes]) -> bool:
+    """Whether a file begins with a transcript of lines, rather than one that is an object, or with something else."""
+    file.seek(0)
+    try:
+        return isinstance(orjson.loads(file.readline(LONGEST_LINE))["turns"], int)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
 class _Jsonl:
     """A transcript of lines."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self._file, self._name = file, name
+    def __init__(self, file: IO[bytes], name: str, ahead: int) -> None:
+        self._file, self._name, self._ahead = file, name, ahead
 
     def is_one(self) -> bool:
-        self._file.seek(0)
-        try:
-            return isinstance(orjson.loads(self._file.readline(LONGEST_LINE))["turns"], int)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return False
+        return begins_lines(self._file)
 
     def head(self) -> SessionEntry:
         self._file.seek(0)
@@ -266,10 +272,14 @@ class _Jsonl:
         if end.sha256 != digest:
             raise self.bad(number, "the lines before it are not those that were written: their checksum is another one")
         if self._file.readline(LONGEST_LINE).strip():
-            raise self.bad(number + 1, "something follows the line that says that the transcript is whole")
+            raise self.bad(
+                number + 1,
+                "something follows the line that says that the transcript is whole (an archive of several sessions is "
+                "imported without naming an ID: `inturn session import FILE`, client.import_archive)",
+            )
 
     def bad(self, number: int, what: str) -> InvalidInputError:
-        return InvalidInputError(f"{self._name}, line {number}: {what}. Nothing was imported")
+        return InvalidInputError(f"{self._name}, line {self._ahead + number}: {what}. Nothing was imported")
 
 
 class _Json:

@@ -58,6 +58,7 @@ class Client:
     resume_session = wrapped(sync.Client.resume_session, Session)
     get_session = wrapped(sync.Client.get_session, Session)
     import_session = wrapped(sync.Client.import_session, Session)
+    import_archive = wrapped(sync.Client.import_archive)
     list_sessions = paged(sync.Client.list_sessions)
     get_session_metadata = wrapped(sync.Client.get_session_metadata)
     get_last_session_id = wrapped(sync.Client.get_last_session_id)

@@ -195,13 +195,13 @@ def elsewhere(invocation: Invocation, url: str) -> "Settings":
 
 
 @contextmanager
-def bar(label: str) -> "Iterator[Progress]":
-    """A progress bar that appears once it is known how many rows there are, if they are many."""
+def bar(label: str, least: int = BAR_FROM_ROWS) -> "Iterator[Progress]":
+    """A progress bar that appears once it is known how many there are, if they are many."""
     with ExitStack() as shown:
         bars: list[render.Progress] = []
 
         def update(done: int, total: int) -> None:
-            if not bars and total >= BAR_FROM_ROWS:
+            if not bars and total >= least:
                 bars.append(shown.enter_context(render.progress(label, total)))
             for one in bars:
                 one.update(done)

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from inturn.cli import render
+from inturn.cli.db import bar
 from inturn.cli.hearing import Tail, speaker_of, spoken
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.records import event_record, message_record, session_record
@@ -18,8 +19,12 @@ from inturn.models.errors import InvalidInputError
 from inturn.models.states import Overflow, TurnState
 
 if TYPE_CHECKING:
-    from inturn.client import Message, SessionMetadata, Turn
+    from inturn.archives.importing import ImportedSession
+    from inturn.client import Client, Message, SessionMetadata, Turn
     from inturn.session import Session
+
+BAR_FROM_SESSIONS = 100
+"""Of an import: fewer are done before anybody has read that they are being done."""
 
 
 @click.group()
@@ -233,16 +238,46 @@ def write_whole(path: Path, pieces: Iterable[bytes], force: bool) -> None:
 
 
 @session.command("import")
-@click.argument("file", metavar="FILE|-")
+@click.argument("file", metavar="ARCHIVE|-")
 @click.argument("session_id", metavar="[ID]", required=False)
+@click.option(
+    "--only", multiple=True, metavar="ID|PATTERN", help="Only these, such as 'user-123-*' [all]. May be repeated."
+)
+@click.option("--skip-existing", is_flag=True, help="Leave out what is there already, rather than import nothing.")
 @models("Who is asked from now on [as before]; repeated: if those before fail.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, as `inturn session list` has it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per session, as `inturn session list` has it.")
 @pass_invocation
-def import_(invocation: Invocation, /, file: str, session_id: str | None, model: Any, as_json: bool) -> None:
-    """Make a session of a file that `inturn session export` wrote, and print its ID. All of it is checked before."""
+def import_(
+    invocation: Invocation, /, file: str, session_id: str | None, as_json: bool, model: Any, **choices: Any
+) -> None:
+    """Make sessions of an archive that cleanup wrote, or of a file that `inturn session export` wrote, and print their
+    IDs. All of it is checked before anything is imported.
+
+    ID is another one for the session, where there is only one in the file. An archive may also be a URL
+    (s3://bucket/NAME), and one whose name ends with .partial is imported as far as it is whole.
+    """
+    source = sys.stdin.buffer if file == "-" else file
+    if session_id is not None and any(choices.values()):
+        raise click.UsageError("an ID is for a file with one session: name it without --only and --skip-existing")
     with invocation.client() as client:
-        made = client.import_session(sys.stdin.buffer if file == "-" else file, session_id, model=model)
-        tell_made(made, as_json)
+        if session_id is not None:
+            tell_made(client.import_session(source, session_id, model=model), as_json)
+            return
+        with bar("sessions imported", BAR_FROM_SESSIONS) as progress:
+            found = client.import_archive(source, model=model, on_progress=progress, **choices)
+        tell_imported(client, found, as_json)
+
+
+def tell_imported(client: "Client", found: Sequence["ImportedSession"], as_json: bool) -> None:
+    """The sessions that were imported, and how many were not."""
+    made = [one.session_id for one in found if not one.existed]
+    for key in made:
+        if as_json:
+            render.json_line(session_record(client.get_session(key).metadata()))
+        else:
+            render.data(key)
+    left = f", {len(found) - len(made):,} left out: they exist already" if len(made) < len(found) else ""
+    render.talk(f"{render.counted(len(made), 'session')} imported{left}")
 
 
 @session.command()

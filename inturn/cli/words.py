@@ -12,7 +12,9 @@ def sentence(error: errors.InturnError) -> str:
     """What an error says to who types commands."""
     match error:
         case errors.SessionExistsError(session_id=taken):
-            return f"session {taken!r} exists already: go on with `inturn chat {taken}` or `inturn send {taken} PROMPT`"
+            go_on = f"go on with `inturn chat {taken}` or `inturn send {taken} PROMPT`"
+            told = str(error).replace("resume it, or use get_or_create_session", go_on)
+            return told.replace("--skip-existing (skip_existing=True)", "--skip-existing")
         case errors.NoWorkerError():
             return str(error).removesuffix(", and wait for the turn again")
         case errors.SendTimeoutError():

@@ -27,7 +27,8 @@ InturnError
 │   ├── DatabaseUnreachableError
 │   └── SchemaError                     the schema is older or newer than this program
 ├── BrokerUnreachableError
-└── ResultsError                        a batch's result files cannot be written, or are not complete
+├── ResultsError                        a batch's result files cannot be written, or are not complete
+└── ArchiveError                        .target; an archive of sessions cannot be written there
 
 A message says what happened, with the value, why, and the next thing to try.
 """
@@ -122,8 +123,8 @@ class SessionNotFoundError(InturnError, LookupError):
 
 
 class SessionExistsError(InturnError):
-    def __init__(self, session_id: str) -> None:
-        super().__init__(f"session {session_id!r} exists already: resume it, or use get_or_create_session")
+    def __init__(self, session_id: str, advice: str = "resume it, or use get_or_create_session") -> None:
+        super().__init__(f"session {session_id!r} exists already: {advice}")
         self.session_id = session_id
 
 
@@ -267,3 +268,17 @@ class BrokerUnreachableError(InturnError):
 
 class ResultsError(InturnError):
     """The results of a batch could not be written to their files. None is lost: they are in the database."""
+
+
+class ArchiveError(InturnError):
+    """An archive of sessions cannot be written. What was to be in it must not be removed.
+
+    Args:
+        target: the directory or URL, without a password.
+    """
+
+    def __init__(self, target: str, reason: object, advice: str) -> None:
+        super().__init__(
+            f"cannot archive sessions in {target} ({reason}): {advice}. What is not archived is not removed"
+        )
+        self.target = target

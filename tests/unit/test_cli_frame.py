@@ -129,6 +129,7 @@ def test_version() -> None:
         (errors.NoWorkerError("x"), 69),
         (errors.SchemaError("x"), 1),
         (errors.SessionBusyError("x"), 1),
+        (errors.ArchiveError("x", "full", "make room"), 1),
         (errors.UnfinishedTurnsError("x", 1, "wait"), 1),
         (errors.TurnFailedError("1.1", "refused", "x", None, True), 69),
         (errors.TurnFailedError("1.1", "unauthorized", "x", 401, False), 1),

@@ -1,17 +1,18 @@
 """Whole histories, out of one database and into another."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Connection, insert, select
 
 from inturn.models.clock import now
 from inturn.models.database import Database
-from inturn.models.errors import SessionNotFoundError
+from inturn.models.errors import SessionNotFoundError, UnfinishedTurnsError
 from inturn.models.states import Lane, SessionState
 from inturn.models.store.forking import found, last_turn, system_turn, under
 from inturn.models.store.loading import load, written
@@ -31,7 +32,10 @@ OF_MESSAGE = ("position", "role", "content", "data", "created_at")
 """What a transcript has of each."""
 JSON = ("fallbacks", "options", "data")
 PAGE = 200
-"""Turns that are read, or stored, at a time."""
+"""Turns that are read, or stored, at a time; or sessions that are asked for."""
+
+T = TypeVar("T")
+Reading = Callable[[], AbstractContextManager[Connection]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +76,60 @@ def transcript(database: Database, session_id: int, key: str) -> Transcript:
     with database.snapshot() as db:
         original = found(db, session_id, key)
         last = last_turn(db, original, key, None)
-        system = system_turn(db, original, last)
-        head = db.execute(select(*(SESSIONS.c[name] for name in OF_SESSION)).where(SESSIONS.c.id == session_id))
-        ahead = _messages(db, session_id, last, last + 1).get(last + 1, []) if system == last + 1 else []
-        session = dict(head.mappings().one())
+        return _transcript(db, original, key, last, database.reading)
+
+
+def transcripts(db: Connection, session_ids: Collection[int]) -> Iterator[tuple[str, Transcript]]:
+    """Whole sessions as a transaction sees them that is about to remove them, in the order of their surrogate ids; those
+    that are gone are left out. The caller holds their locks, also once they are ``deleting``, and goes through the turns of
+    each before it asks for the next.
+
+    Raises:
+        UnfinishedTurnsError: a turn has no end yet, so there is no whole transcript.
+    """
+    wanted = select(SESSIONS.c.id, SESSIONS.c.key, SESSIONS.c.next_turn, SESSIONS.c.system_turn)
+    for some in batched(sorted(session_ids), PAGE):
+        for original in db.execute(wanted.where(SESSIONS.c.id.in_(some)).order_by(SESSIONS.c.id)).all():
+            last = last_turn(db, original, original.key, None)
+            if last < original.next_turn - 1:
+                raise UnfinishedTurnsError(original.key, last + 1, "only sessions without such turns are archived")
+            yield original.key, _transcript(db, original, original.key, last, lambda: nullcontext(db))
+
+
+def taken(database: Database, keys: Collection[str]) -> set[str]:
+    """Which of these IDs sessions have."""
+    found: set[str] = set()
+    for some in batched(keys, PAGE):
+        with database.reading() as db:
+            there = select(SESSIONS.c.key).where(SESSIONS.c.key.in_(some), SESSIONS.c.state == SessionState.ACTIVE)
+            found.update(db.execute(there).scalars())
+    return found
+
+
+def batched(them: Iterable[T], size: int) -> Iterator[list[T]]:
+    left = iter(them)
+    while some := list(islice(left, size)):
+        yield some
+
+
+def _transcript(db: Connection, original: Any, key: str, last: int, reading: Reading) -> Transcript:
+    """Args: reading: begins to read, when the turns are asked for."""
+    system = system_turn(db, original, last)
+    head = db.execute(select(*(SESSIONS.c[name] for name in OF_SESSION)).where(SESSIONS.c.id == original.id))
+    ahead = _messages(db, original.id, last, last + 1).get(last + 1, []) if system == last + 1 else []
     waiting = ahead[0] if ahead else None
-    return Transcript(session, last, system, waiting, lambda: _turns(database, session_id, key, last))
+    return Transcript(
+        dict(head.mappings().one()), last, system, waiting, lambda: _turns(reading, original.id, key, last)
+    )
 
 
-def _turns(database: Database, session_id: int, key: str, last: int) -> Iterator[dict[str, Any]]:
+def _turns(reading: Reading, session_id: int, key: str, last: int) -> Iterator[dict[str, Any]]:
     for after in range(0, last, PAGE):
         upto = min(after + PAGE, last)
         wanted = select(*(TURNS.c[name] for name in OF_TURN)).where(
             TURNS.c.session_id == session_id, TURNS.c.number > after, TURNS.c.number <= upto
         )
-        with database.reading() as db:
+        with reading() as db:
             turns = [dict(row) for row in db.execute(wanted.order_by(TURNS.c.number)).mappings()]
             said = _messages(db, session_id, after, upto)
         if len(turns) < upto - after:
@@ -121,8 +164,7 @@ def store_transcript(database: Database, key: str, it: Transcript) -> int:
         if new is None:
             return False
         db.execute(insert(LEASES).values(session_id=new, token=0, lane=Lane.CHAT))
-        turns = iter(it.turns())
-        while some := list(islice(turns, PAGE)):
+        for some in batched(it.turns(), PAGE):
             _load(db, new, some)
         if it.waiting is not None:
             _load_messages(db, new, [(it.last + 1, it.waiting)])

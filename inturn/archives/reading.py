@@ -1,0 +1,165 @@
+"""Reading an archive: its transcripts one by one, each of them checked, with a place for whatever is wrong."""
+
+import gzip
+import logging
+import zlib
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO
+
+import orjson
+
+from inturn import transcripts
+from inturn.archives.directory import PARTIAL
+from inturn.archives.drafts import shown
+from inturn.archives.objects import store_of
+from inturn.archives.writing import directory_of
+from inturn.models.errors import ArchiveError, InvalidInputError
+from inturn.models.store.transcripts import Transcript
+from inturn.transcripts import LONGEST_LINE
+
+logger = logging.getLogger(__name__)
+
+GZIP_MAGIC = b"\x1f\x8b"
+IN_MEMORY_BYTES = 4 * 1024 * 1024
+"""Of a session, while it is read; a longer one waits in a file."""
+BEGINS, ENDS = b'{"type":"session"', b'{"type":"end"'
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A session in an archive.
+
+    Attributes:
+        line: its first line there, from 1.
+        transcript: can be used until the next one is asked for.
+    """
+
+    line: int
+    session_id: str
+    transcript: Transcript
+
+
+@contextmanager
+def opened(source: Path | str | IO[bytes]) -> "Iterator[ArchiveFile]":
+    """A private copy of an archive, so that what is checked is what is imported.
+
+    Args:
+        source: a path, a URL as fsspec takes it, or an open file.
+
+    Raises:
+        InvalidInputError: it cannot be read.
+    """
+    name = shown(getattr(source, "name", source))
+    place = directory_of(source) if isinstance(source, str) else source
+    with _fetched(str(source)) if place is None else transcripts.copied(place) as copy:
+        yield ArchiveFile(copy, name)
+
+
+def _fetched(url: str) -> IO[bytes]:
+    try:
+        store, path = store_of(url)
+        with store.open(path, "rb") as file:
+            return transcripts.copied(file)
+    except ArchiveError as error:
+        raise InvalidInputError(f"{error.target} cannot be read: {error.__cause__}") from error
+    except Exception as error:  # each of fsspec's stores has errors of its own
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise InvalidInputError(f"{shown(url)} cannot be read: {reason}") from error
+
+
+class ArchiveFile:
+    """Transcripts one after the other, as lines, or as those in gzip, of any number of members; or one that is an object
+    (``json``). Memory does not grow with their number.
+
+    Args:
+        file: can be read anew from its beginning.
+        name: what it is called in errors; one that ends with ``.partial`` may be cut off, and is read as far as it is whole.
+    """
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file, self.name = file, name
+        self._is_partial = name.endswith(PARTIAL)
+        self._session = ""
+        file.seek(0)
+        self._is_gzip = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+
+    def sessions(self, lines: Container[int] | None = None) -> Iterator[Archived]:
+        """Its sessions, checked.
+
+        Args:
+            lines: only those that begin at one of them; default: all.
+
+        Raises:
+            InvalidInputError: it is no archive, or damaged, with the line and, where it is known, the session.
+        """
+        if not (self._is_gzip or self._is_partial or transcripts.begins_lines(self._file)):
+            yield Archived(1, *transcripts.read(self._file, self.name))
+            return
+        for line, spool in self._spools():
+            if lines is None or line in lines:
+                yield Archived(line, *transcripts.read(spool, self._named(), line - 1))
+
+    def _spools(self) -> Iterator[tuple[int, IO[bytes]]]:
+        """Each transcript in a file of its own, with the number of its first line."""
+        lines, first = self._lines(), 0
+        for first, line in lines:
+            self._session = session_in(line)
+            with SpooledTemporaryFile(IN_MEMORY_BYTES) as spool:
+                if not self._fill(spool, first, line, lines):
+                    return
+                yield first, spool
+            self._session = ""
+        if not first and not self._is_partial:
+            raise InvalidInputError(f"{self.name} is empty: no session was archived in it. Nothing was imported")
+
+    def _fill(self, spool: IO[bytes], number: int, line: bytes, lines: Iterator[tuple[int, bytes]]) -> bool:
+        """Returns: whether the transcript is whole; False, behind what a partial archive has of whole ones."""
+        spool.write(line)
+        for number, line in lines:
+            if line.startswith(BEGINS):
+                raise self._bad(number, "another session begins here, and the one before it is not whole")
+            spool.write(line)
+            if line.startswith(ENDS):
+                return True
+        if not self._is_partial:
+            raise self._bad(number, "the file ends here, and its last session is not whole: it was cut off")
+        logger.warning("action=partial_archive_ends name=%s line=%d", self.name, number)
+        return False
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        self._file.seek(0)
+        lines: IO[bytes] = gzip.GzipFile(fileobj=self._file) if self._is_gzip else self._file  # type: ignore[assignment]
+        number = 0
+        while line := self._line(lines, number + 1):
+            number += 1
+            yield number, line
+
+    def _line(self, lines: IO[bytes], number: int) -> bytes:
+        try:
+            return lines.readline(LONGEST_LINE)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            if self._is_partial:
+                return b""  # what its run had not synced may be anything
+            if isinstance(error, EOFError):
+                raise self._bad(
+                    number, "the file ends here, in the middle of what gzip wrote: it was cut off"
+                ) from None
+            raise self._bad(number, f"it is damaged: gzip says {error}") from None
+
+    def _named(self) -> str:
+        return f"{self.name}, session {self._session!r}" if self._session else self.name
+
+    def _bad(self, number: int, what: str) -> InvalidInputError:
+        return InvalidInputError(f"{self._named()}, line {number}: {what}. Nothing was imported")
+
+
+def session_in(line: bytes) -> str:
+    """The session ID in the first line of a transcript, as far as it can be made out."""
+    try:
+        return str(orjson.loads(line)["session_id"])[:200]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
