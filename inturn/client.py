@@ -11,6 +11,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from inturn.cleaning import caller
 from inturn.connections import Connections
 from inturn.importing import Imports
 from inturn.models.content import (
@@ -37,10 +38,11 @@ from inturn.models.errors import (
 from inturn.models.store import halting, opening, reading, retention
 from inturn.models.store.budgets import Standing
 from inturn.models.store.lanes import LaneInfo
-from inturn.models.store.opening import Chain, NewSession
+from inturn.models.store.opening import Chain, Hold, NewSession
 from inturn.models.store.presence import WorkerInfo
-from inturn.models.store.reading import Attempt, SessionFilter
-from inturn.models.store.retention import Removal
+from inturn.models.store.reading import Attempt
+from inturn.models.store.receipts import Removal
+from inturn.models.store.selecting import SessionFilter
 from inturn.models.store.situation import Reason
 from inturn.models.store.usage import UsageRecord
 from inturn.models.store.webhooks import WebhookDelivery
@@ -307,17 +309,22 @@ class Client(Operations, Submissions, Imports):
             if not missing_ok:
                 raise
 
-    def hold_session(self, session_id: str) -> None:
+    def hold_session(self, session_id: str, reason: str | None = None, *, by: str | None = None) -> None:
         """Exempt a session from retention: cleanup never removes it; ``delete_session`` still does.
+
+        Args:
+            reason: why, for whoever finds it held.
+            by: who wants that; default: ``user@host`` of this program.
 
         Raises:
             SessionNotFoundError: there is none of that ID.
         """
-        opening.hold(self.connections.database, checked_session_id(session_id), held=True)
+        why = Hold(checked_text("reason", reason), checked_text("by", by) or caller())
+        opening.hold(self.connections.database, checked_session_id(session_id), why)
 
     def release_session(self, session_id: str) -> None:
         """Let retention apply to a held session again. Raises: SessionNotFoundError."""
-        opening.hold(self.connections.database, checked_session_id(session_id), held=False)
+        opening.hold(self.connections.database, checked_session_id(session_id), None)
 
     def continue_session(self, session_id: str) -> str | None:
         """Let a halted session go on behind the turn that halted it; harmless where it is not halted.

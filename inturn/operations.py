@@ -2,30 +2,47 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import get_args
 
+from inturn.cleaning import Cleanup, Progress, caller
 from inturn.connections import Connections
 from inturn.models.content import checked_labels, checked_lane, checked_session_id, checked_text
 from inturn.models.errors import DeliveryNotFoundError
 from inturn.models.states import DeliveryState
-from inturn.models.store import budgets, lanes, reading, retention, usage, webhooks
+from inturn.models.store import budgets, lanes, reading, receipts, retention, usage, webhooks
 from inturn.models.store.budgets import Standing
 from inturn.models.store.lanes import LaneInfo
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import TurnRecord
-from inturn.models.store.retention import Removal
+from inturn.models.store.receipts import Receipt, Removal, Run
+from inturn.models.store.rules import Rule
+from inturn.models.store.rules import older_than as once
 from inturn.models.store.situation import Reason
 from inturn.models.store.usage import UsageBy, UsageRecord
 from inturn.models.store.webhooks import WebhookDelivery
 from inturn.reasons import why
-from inturn.records import checked_limit, checked_moment
+from inturn.records import checked_limit, checked_moment, retention_rule
 from inturn.settings import Settings
 from inturn.turn import Turn, checked_choice
 from inturn.waiting import alive_workers
 
 PAGE = 100
-DAY_SECONDS = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class RuleInfo:
+    """A rule of retention, and what it comes to now.
+
+    Attributes:
+        sessions: how many it covers.
+        due: how many of them the next cleanup removes.
+    """
+
+    rule: Rule
+    sessions: int
+    due: int
 
 
 class Operations(ABC):
@@ -93,18 +110,73 @@ class Operations(ABC):
             connections.hints.publish(session, session.key)
         return was_paused
 
-    def cleanup(self, *, dry_run: bool = False) -> list[Removal]:
-        """Remove now what the retention policy says; with ``dry_run``, only list it."""
-        idle = self.settings.retention_days * DAY_SECONDS
-        database, found, after = self.connections.database, list[Removal](), 0
-        if dry_run:
-            while page := retention.list_expired(database, idle, after, PAGE):
-                after = page[-1][0]
-                found += [removal for _, removal in page]
-            return found
-        while chunk := retention.remove_expired(database, idle, self.settings.cleanup_chunk):
-            found += chunk
-        return found
+    def cleanup(
+        self,
+        *,
+        dry_run: bool = False,
+        older_than: timedelta | None = None,
+        any_share: bool = False,
+        on_progress: Progress = lambda done, total: None,
+    ) -> list[Removal]:
+        """Remove now what the rules of retention say; with ``dry_run``, only list it.
+
+        Args:
+            older_than: instead of all rules: every session that was idle for so long, but those that are held, or were made
+                with ``retention=None``.
+            any_share: remove it also if it is more of all sessions than ``max_removal_share`` allows.
+            on_progress: told how many sessions are removed, and of how many.
+
+        Raises:
+            InvalidInputError: ``older_than`` is not positive.
+            RemovalShareError: it would be too large a share of all sessions; nothing is removed.
+            ArchiveError: a rule's archive cannot be written; what it was to hold is not removed.
+        """
+        settings, rules = self.settings, self.settings.rules()
+        if older_than is not None:
+            _, seconds = retention_rule(older_than)
+            rules = [once(seconds or 0.0)]
+        share = None if any_share else settings.max_removal_share
+        work = Cleanup(self.connections.database, rules, caller(), settings.cleanup_chunk, share)
+        return list(work.due() if dry_run else work.run(on_progress))
+
+    def list_rules(self) -> list[RuleInfo]:
+        """The rules of retention in their order, with how many sessions each covers, and how many are due by it now."""
+        database, rules = self.connections.database, self.settings.rules()
+        counts = retention.count_due(database, rules)
+        return [
+            RuleInfo(rule, retention.count_covered(database, rules, rule), counts.get(rule.name, 0)) for rule in rules
+        ]
+
+    def rule_of(self, session_id: str) -> tuple[Rule | None, bool]:
+        """Which rule of retention covers a session (None: it is kept for ever), and whether it is due by it now.
+
+        Raises:
+            SessionNotFoundError: there is none of that ID.
+        """
+        key = reading.get_session(self.connections.database, checked_session_id(session_id)).key
+        return retention.rule_of(self.connections.database, self.settings.rules(), key)
+
+    def list_removal_runs(self, *, limit: int | None = None) -> Iterator[Run]:
+        """What cleanups removed, rule by rule, newest first, page by page.
+
+        Args:
+            limit: how many at most; default: all.
+        """
+        return self._runs(checked_limit("limit", limit))
+
+    def _runs(self, limit: int | None) -> Iterator[Run]:
+        left, before = limit, None
+        while left is None or left > 0:
+            size = PAGE if left is None else min(PAGE, left)
+            page = receipts.list_runs(self.connections.database, before, size)
+            yield from page
+            if len(page) < size:
+                return
+            before, left = page[-1].id, None if left is None else left - size
+
+    def list_receipts(self, session_id: str) -> list[Receipt]:
+        """The receipts of removed sessions that had this ID, newest first."""
+        return receipts.list_receipts(self.connections.database, checked_session_id(session_id))
 
     def list_workers(self) -> list[WorkerInfo]:
         """The processes that have shown themselves, workers and beats; ``alive`` says whether lately."""

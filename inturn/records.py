@@ -199,7 +199,8 @@ class SessionMetadata:
         messages: how many are stored.
         busy: whether a turn is queued or running.
         retention: ``"policy"``, an idle time of its own, or None: never removed for being idle.
-        held: exempt from retention: cleanup never removes it.
+        held: exempt from retention: cleanup never removes it; ``hold_reason``, ``held_by`` and ``held_at`` say why, for whom
+            and since when.
         halts: whether it stops behind a quarantined turn.
         halted_by: the ID of the quarantined turn behind which it stands still; None: it goes on.
         cursor: goes into ``list_sessions(after=...)`` to go on behind this one.
@@ -217,6 +218,9 @@ class SessionMetadata:
     tools: list[str] | None
     retention: timedelta | Literal["policy"] | None
     held: bool
+    hold_reason: str | None
+    held_by: str | None
+    held_at: datetime | None
     halts: bool
     halted_by: str | None
     created_at: datetime
@@ -241,6 +245,9 @@ class SessionMetadata:
             tools=row.tools,
             retention=retention_of(row),
             held=row.held,
+            hold_reason=row.hold_reason,
+            held_by=row.held_by,
+            held_at=row.held_at,
             halts=row.halts,
             halted_by=turn_id(row.id, row.halted_by),
             created_at=row.created_at,

@@ -24,12 +24,13 @@ from inturn.models.errors import SettingsError
 from inturn.origins import ENVIRONMENT_PREFIX, PROJECT_FILE, layers_of, origin_of, read_toml, user_file
 from inturn.provider_settings import VENDORS, Positive, Vendor
 from inturn.provider_settings import ProviderSettings as ProviderSettings  # who reads settings finds them all here
+from inturn.retention_settings import DAY_SECONDS, RetentionSettings, checked_rules
+from inturn.urls import MASK, broker_or_none, masked_url, normalised_broker, normalised_database
 from inturn.webhook_settings import WebhookSettings, checked_names
 
 if TYPE_CHECKING:
+    from inturn.models.store.rules import Rule
     from inturn.models.store.webhooks import Hook
-
-MASK = "***"
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -52,12 +53,6 @@ PAIRS = (
     ("retry_base_seconds", "must not be above", "retry_cap_seconds", "waits grow from the one to the other"),
     ("attempt_deadline_seconds", "must be below", "shutdown_grace_seconds", PAID),
 )
-
-
-def masked_url(url: str) -> str:
-    """The URL with its password, in the authority or in the query, replaced by ``***``."""
-    url = re.sub(r"(?<=://)([^:/?#@]*):.*@", rf"\1:{MASK}@", url)
-    return re.sub(r"(?i)([?&][^=&]*password)=[^&]*", rf"\1={MASK}", url)
 
 
 class Settings(BaseSettings):
@@ -93,6 +88,13 @@ class Settings(BaseSettings):
     context_turns: Count = Field(20, description="Earlier turns that a model is shown. Default 20.")
     retention_days: Annotated[float, Field(gt=0, le=365_000)] = Field(
         30, description="Idle days after which a session is removed. Default 30."
+    )
+    retention: list[RetentionSettings] = Field([], description="Rules ahead of that, for some sessions. Default none.")
+    max_removal_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Share of all sessions that a cleanup removes at once without asking. Default 0.5."
+    )
+    receipt_days: Annotated[float, Field(gt=0, le=365_000)] = Field(
+        3650, description="Days for which receipts of removals are kept. Default 3650."
     )
     cleanup_interval_seconds: Positive = Field(3600, description="How often beat cleans up. Default 3600.")
     cleanup_chunk: Count = Field(100, description="Sessions removed per transaction. Default 100.")
@@ -165,22 +167,12 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _normalise_database_url(cls, url: str) -> str:
-        scheme, _, rest = url.partition("://")
-        if scheme in ("postgres", "postgresql", "postgresql+psycopg") and rest:
-            return f"postgresql+psycopg://{rest}"
-        if not url or (
-            scheme == "sqlite" and rest.startswith("/") and rest[1:].partition("?")[0] not in ("", ":memory:")
-        ):
-            return _absolute_sqlite(url)
-        raise ValueError(
-            "a database is sqlite:///FILE (a file: workers are processes of their own) or postgresql://USER@HOST/NAME; "
-            "leave it out to get a SQLite file in the home"
-        )
+        return normalised_database(url)
 
     @field_validator("broker_url")
     @classmethod
     def _normalise_broker_url(cls, url: str) -> str:
-        return _normalised_broker(url)
+        return normalised_broker(url)
 
     @field_validator("default_model")
     @classmethod
@@ -211,6 +203,18 @@ class Settings(BaseSettings):
     def _check_webhooks(cls, webhooks: list[WebhookSettings]) -> list[WebhookSettings]:
         checked_names(webhooks)
         return webhooks
+
+    @field_validator("retention")
+    @classmethod
+    def _check_retention(cls, rules: list[RetentionSettings]) -> list[RetentionSettings]:
+        checked_rules(rules)
+        return rules
+
+    def rules(self) -> "list[Rule]":
+        """The rules of retention in their order, as the store knows them: sessions' own times first, the default last."""
+        from inturn.models.store.rules import OWN, default_rule  # brings SQLAlchemy
+
+        return [OWN, *(each.rule() for each in self.retention), default_rule(self.retention_days * DAY_SECONDS)]
 
     def hooks(self) -> "list[Hook]":
         """The webhooks, as the store knows them."""
@@ -290,7 +294,7 @@ class Settings(BaseSettings):
                 )
         for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
             theirs = os.environ.get(variable)
-            if theirs and self.broker_url not in (theirs, _or_none(theirs)):
+            if theirs and self.broker_url not in (theirs, broker_or_none(theirs)):
                 yield (
                     f"{variable} is {masked_url(theirs)} and broker_url is {self._shown('broker_url')}: Celery follows "
                     "the former, so hints and workers would miss each other. Unset it, or set INTURN_BROKER_URL to it"
@@ -321,45 +325,16 @@ def _completed(provider: ProviderSettings, name: str, vendor: Vendor) -> Provide
         ) from None
 
 
-def _absolute_sqlite(url: str) -> str:
-    """Tied to a place: a worker that was started in another directory would otherwise open another database."""
-    file, mark, query = url.removeprefix("sqlite:///").partition("?")
-    return f"sqlite:///{Path(file).expanduser().absolute()}{mark}{query}" if url else ""
-
-
-def _normalised_broker(url: str) -> str:
-    """The broker as Celery writes it.
-
-    Raises:
-        ValueError: It is no single Redis.
-    """
-    scheme, _, rest = url.partition("://")
-    if any(word in scheme for word in ("sentinel", "cluster")) or ";" in url:
-        raise ValueError(
-            "Sentinel, Cluster and lists of brokers are not supported: name one Redis server (redis://HOST:6379/0)"
-        )
-    if not url or (scheme in ("redis", "rediss", "redis+socket") and rest):
-        return url
-    if scheme == "unix" and rest:
-        return f"redis+socket://{rest}"
-    raise ValueError(
-        "a broker is redis://, rediss://, redis+socket:// or unix://; leave it out to get the embedded one"
-    )
-
-
-def _or_none(url: str) -> str | None:
-    try:
-        return _normalised_broker(url)
-    except ValueError:
-        return None
-
-
 def _sentence(detail: ErrorDetails, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
     """What pydantic found, as the sentence that its reader needs."""
     path = detail["loc"]
     name, origin = ".".join(map(str, path)), origin_of(path, layers)
     if detail["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]] = {"budgets": BudgetSettings, "webhooks": WebhookSettings}
+        tables: dict[str, type[BaseModel]] = {
+            "budgets": BudgetSettings,
+            "retention": RetentionSettings,
+            "webhooks": WebhookSettings,
+        }
         within = tables.get(str(path[0]), ProviderSettings)
         fields = (Settings if len(path) == 1 else within).model_fields
         near = difflib.get_close_matches(str(path[-1]), list(fields), n=1)
@@ -381,7 +356,7 @@ def _sentence(detail: ErrorDetails, layers: list[tuple[str, Mapping[str, Any]]])
 
 
 def _not_json(complaint: str) -> str:
-    lists = (name for name in ("budgets", "webhooks") if f'"{name}"' in complaint)
-    name = next(lists, "providers")
-    what = "an object of providers by name" if name == "providers" else f"a list of {name}"
+    lists = {"budgets": "a list of budgets", "retention": "a list of rules", "webhooks": "a list of webhooks"}
+    name = next((name for name in lists if f'"{name}"' in complaint), "providers")
+    what = lists.get(name, "an object of providers by name")
     return f"{ENVIRONMENT_PREFIX}{name.upper()} is not valid JSON: write {what}, or use {PROJECT_FILE}"

@@ -1,46 +1,66 @@
 """``inturn cleanup``: what beat does on its own, done now."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from inturn.cli import render
+from inturn.cli.db import bar
 from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.values import span
+from inturn.cli.words import size
 
 if TYPE_CHECKING:
     from inturn.client import Removal
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Remove nothing; list what would be removed.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; list what would be removed, and by which rule.")
+@click.option(
+    "--older-than", type=span, metavar="30d", help="Instead of the rules: every session that was idle for so long."
+)
+@click.option("--yes", is_flag=True, help="Do not ask, however many they are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per session.")
 @pass_invocation
-def cleanup(invocation: Invocation, dry_run: bool, yes: bool, as_json: bool) -> None:
+def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None, yes: bool, as_json: bool) -> None:
     """Remove sessions whose retention is over.
 
-    Never one that is held, or that has turns queued or running. Beat does the same on its own, once an hour.
+    Never one that is held, or that has turns queued or running, nor with --older-than one that is kept for ever. Beat
+    does the same on its own, once an hour. `inturn retention show` lists the rules, and `inturn retention history` what
+    was removed.
     """
+    how: dict[str, Any] = {"older_than": older_than}
     with invocation.client() as client:
-        due = client.cleanup(dry_run=True) if dry_run or not yes else None
-        if (
-            due
-            and not dry_run
-            and not render.ask(f"Remove {render.counted(len(due), 'session')} for good? (--dry-run lists them)")
-        ):
-            raise click.Abort
-        print_removals(due if dry_run and due is not None else client.cleanup(), dry_run, as_json)
+        if dry_run or not yes:
+            due = client.cleanup(dry_run=True, **how)
+            if dry_run:
+                print_removals(due, "would be removed", as_json)
+                return
+            if due and not render.ask(f"Remove {in_all(due)} for good? (--dry-run lists them)"):
+                raise click.Abort
+        with bar("removing sessions") as progress:
+            removed = client.cleanup(any_share=True, on_progress=progress, **how)
+    print_removals(removed, "is removed" if len(removed) == 1 else "are removed", as_json)
 
 
-def print_removals(removals: "list[Removal]", dry_run: bool, as_json: bool) -> None:
+def in_all(removals: "Sequence[Removal]") -> str:
+    """``3 sessions (2 by default, 1 by drafts; 1.2 MB of text)``."""
+    rules = Counter(removal.rule for removal in removals)
+    by = ", ".join(f"{count:,} by {rule}" for rule, count in rules.items())
+    return f"{render.counted(len(removals), 'session')} ({by}; {size(sum(one.bytes for one in removals))} of text)"
+
+
+def print_removals(removals: "Sequence[Removal]", becomes: str, as_json: bool) -> None:
     if as_json:
         for removal in removals:
             render.json_line(asdict(removal))
         return
-    rows = [(one.session_id, one.rule, one.turns, one.messages, one.last_activity_at) for one in removals]
-    columns = ["session", "rule", "turns", "messages", "last activity"]
-    render.table(columns, rows, empty="nothing is due for removal", gives_way=["messages", "turns"])
+    rows = [(one.session_id, one.rule, one.turns, one.messages, one.bytes, one.last_activity_at) for one in removals]
+    columns = ["session", "rule", "turns", "messages", "bytes", "last activity"]
+    render.table(columns, rows, empty="nothing is due for removal", gives_way=["messages", "turns", "bytes"])
     if removals:
-        done = "would be" if dry_run else "is" if len(removals) == 1 else "are"
-        render.talk(f"{render.counted(len(removals), 'session')} {done} removed")
+        render.talk(f"{in_all(removals)} {becomes}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def effective(settings: "Settings") -> dict[str, Any]:
     """Every value, masked, with what is used in the place of those that are empty."""
-    from inturn.settings import masked_url
+    from inturn.urls import masked_url
     from inturn.workers.app import broker_url
 
     return settings.masked() | {

@@ -138,7 +138,7 @@ def copy(invocation: Invocation, url: str, as_json: bool) -> None:
     """
     from inturn.models import migrations, transfer
     from inturn.models.database import Database
-    from inturn.settings import masked_url
+    from inturn.urls import masked_url
 
     settings, there = invocation.settings, elsewhere(invocation, url)
     goal = Database(there.effective_database_url, instead="name another one to copy into")
@@ -181,7 +181,8 @@ def copy(invocation: Invocation, url: str, as_json: bool) -> None:
 def elsewhere(invocation: Invocation, url: str) -> "Settings":
     """The same settings with another database. Raises: InvalidInputError."""
     from inturn.models.errors import SettingsError
-    from inturn.settings import Settings, masked_url
+    from inturn.settings import Settings
+    from inturn.urls import masked_url
 
     try:
         settings = Settings.load(**invocation.flags | {"database_url": url})

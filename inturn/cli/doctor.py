@@ -62,7 +62,7 @@ def check_database(settings: "Settings") -> Iterator[Finding]:
     """Whether it answers, with the right schema; then who has said there that it is alive."""
     from inturn.models import migrations
     from inturn.models.database import Database
-    from inturn.settings import masked_url
+    from inturn.urls import masked_url
 
     shown = masked_url(settings.effective_database_url)
     if not settings.database_url and not (settings.home / "inturn.db").exists():
@@ -127,7 +127,7 @@ def check_halted(database: "Database") -> Iterator[Finding]:
 
 def check_broker(settings: "Settings") -> Iterator[Finding]:
     """Whether it answers, and keeps what it is given."""
-    from inturn.settings import masked_url
+    from inturn.urls import masked_url
 
     if settings.has_embedded_broker:
         yield embedded_broker(settings)

@@ -308,14 +308,15 @@ def delete(invocation: Invocation, session_id: str, yes: bool) -> None:
 
 @session.command()
 @click.argument("session_id", metavar="ID")
+@click.option("--reason", metavar="TEXT", help="Why, for whoever finds it held.")
 @pass_invocation
-def hold(invocation: Invocation, session_id: str) -> None:
+def hold(invocation: Invocation, session_id: str, reason: str | None) -> None:
     """Keep a session from cleanup, until it is released.
 
-    Cleanup never removes it; `inturn session delete` still does.
+    Cleanup never removes it; `inturn session delete` still does. `inturn session show` says why it is held, and by whom.
     """
     with invocation.client() as client:
-        client.hold_session(session_id)
+        client.hold_session(session_id, reason)
     render.talk(f"session {session_id} is held: cleanup leaves it alone until `inturn session release {session_id}`")
 
 

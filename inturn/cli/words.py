@@ -37,3 +37,12 @@ def way_back(turn: errors.HasId, *, embedded: bool) -> Iterator[None]:
         how = " (for which `inturn up` has to run)" if embedded else ""
         end.add_note(f"turn {turn.id} is kept: `inturn turn show {turn.id}` has the reply once it is answered{how}")
         raise
+
+
+def size(many: int) -> str:
+    """Bytes in the largest unit in which they are one at least: ``1.2 MB``."""
+    amount, units = float(many), ["bytes", "kB", "MB", "GB", "TB"]
+    while amount >= 1000 and len(units) > 1:
+        amount /= 1000
+        units.pop(0)
+    return f"{amount:.3g} {units[0]}" if amount != 1 or units[0] != "bytes" else "1 byte"

@@ -196,16 +196,45 @@ class WorkerProcessRow(Row, table=True):
     heartbeat_at: datetime
 
 
+class RemovalRunRow(Row, table=True):
+    """One rule's part of a cleanup: for whom it was, and what it removed."""
+
+    __tablename__ = "removal_runs"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: int = serial()
+    rule: str = Field(max_length=200)
+    asked_by: str = Field(max_length=200)
+    """``beat``, or who called for it: ``user@host``."""
+    began_at: datetime
+    ended_at: datetime | None = None
+    """Null: it is under way, or its process died."""
+    sessions: int = count_from_zero()
+    turns: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    messages: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    bytes: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    archive: str | None = Field(default=None, sa_type=Text)
+    """Where what it removed was written to before; null: nowhere, or it did not get to its end."""
+    checksum: str | None = Field(default=None, max_length=64)
+    """SHA-256 of that file."""
+    error: str | None = Field(default=None, sa_type=Text)
+    """Why it ended early; null: it did not."""
+
+
 class RemovalRow(Row, table=True):
-    """What was removed, when, and under which rule: IDs and counts, never text."""
+    """A session that was removed, when, and under which rule: IDs and counts, never text."""
 
     __tablename__ = "removals"
-    __table_args__ = (Index(None, "removed_at"), {"sqlite_autoincrement": True})
+    __table_args__ = (Index(None, "removed_at"), Index(None, "session_key"), {"sqlite_autoincrement": True})
 
     id: int = serial()
     session_key: str = Field(max_length=200)
     rule: str = Field(max_length=200)
+    run_id: int | None = Field(default=None, sa_type=BigInteger)
+    """Null: its batch was to be discarded once it was read, or it is older than runs are."""
     turns: int
     messages: int
+    bytes: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    """Of its messages, as UTF-8."""
     last_activity_at: datetime
     removed_at: datetime

@@ -238,6 +238,22 @@ class NoWorkerError(InturnError):
     """Somebody waits for a reply and no worker is alive to write it."""
 
 
+class RemovalShareError(InturnError):
+    """A cleanup would remove more of all sessions at once than it may. Nothing was removed.
+
+    Attributes:
+        due, sessions: how many it would remove, and of how many.
+    """
+
+    def __init__(self, due: int, sessions: int, share: float, rule: str) -> None:
+        super().__init__(
+            f"{due:,} of {sessions:,} sessions are due for removal, most of them by the rule {rule!r}, and more than "
+            f"{share:.0%} at once (max_removal_share) take somebody's word: nothing was removed. Is a rule new, or the "
+            "database's clock wrong? `inturn cleanup --dry-run` lists them, and `inturn cleanup --yes` removes them"
+        )
+        self.due, self.sessions = due, sessions
+
+
 class AlreadyRunningError(InturnError):
     """A stack runs in this home already."""
 

@@ -66,6 +66,13 @@ class SessionRow(Row, table=True):
         CheckConstraint("(retention = 'idle') = (retention_seconds IS NOT NULL)", name="retention_has_its_time"),
         CheckConstraint("next_turn >= 1", name="next_turn_counts_up"),
         Index(None, "last_activity_at"),
+        Index(None, "created_at"),
+        Index(
+            "ix_sessions_own_retention",
+            "last_activity_at",
+            postgresql_where=text("retention = 'idle'"),
+            sqlite_where=text("retention = 'idle'"),
+        ),
         # The sweep asks for these all the time, and nearly always there are none.
         Index(
             "ix_sessions_deleting",
@@ -98,6 +105,9 @@ class SessionRow(Row, table=True):
     tools: list[str] | None = json_value()
     """Names of the tools that its model may call; null: none."""
     held: bool = False
+    hold_reason: str | None = Field(default=None, sa_type=Text)
+    held_by: str | None = Field(default=None, max_length=200)
+    held_at: datetime | None = None
     retention: Retention = choice(Retention.POLICY)
     retention_seconds: float | None = None
     halts: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
@@ -326,6 +336,7 @@ PAST_USAGE = Row.metadata.tables["past_usage"]
 LANE_PAUSES = Row.metadata.tables["lane_pauses"]
 TICKS = Row.metadata.tables["ticks"]
 WORKER_PROCESSES = Row.metadata.tables["worker_processes"]
+REMOVAL_RUNS = Row.metadata.tables["removal_runs"]
 REMOVALS = Row.metadata.tables["removals"]
 
 FINAL_IS_FINAL = {

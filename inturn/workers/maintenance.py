@@ -15,14 +15,15 @@ from functools import partial
 from sqlalchemy import Connection
 
 from inturn import __version__
+from inturn.cleaning import Cleanup
 from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.failpoints import reached
 from inturn.models.states import Lane, ProcessKind
-from inturn.models.store import presence, retention, sweeping, tending, waking, webhooks
-from inturn.models.store.retention import Removal
+from inturn.models.store import presence, receipts, retention, sweeping, tending, waking, webhooks
 from inturn.models.store.sweeping import Caps, CutOff
 from inturn.models.store.waking import Ready
+from inturn.retention_settings import DAY_SECONDS
 from inturn.settings import Settings
 from inturn.workers.processes import ProcessIdentity
 from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 FORGET_SECONDS = 3600.0
 HINTS_A_SWEEP = 500
-DAY_SECONDS = 86400.0
+BEAT = "beat"
+"""Who asks for a cleanup by the timetable."""
 LATE = "action=heartbeat_late seconds"
 AGAIN_SECONDS = 1.0
 """After the database was away: what went wrong meanwhile is repaired as soon as it is back."""
@@ -275,18 +277,16 @@ class Pulse:
             )
 
 
-def clean_up(database: Database, settings: Settings) -> Iterable[Removal]:
-    """Remove all expired sessions, a chunk at a time; yields what was removed once its chunk is committed."""
-    while removed := retention.remove_expired(database, settings.retention_days * DAY_SECONDS, settings.cleanup_chunk):
-        yield from removed
-
-
 def scheduled_cleanup(database: Database, settings: Settings) -> None:
     """What beat asks for. The first who claims the period's tick does it."""
     with database.reading() as db:
         slot = int(sweeping.database_time(db) // settings.cleanup_interval_seconds)
     if database.transact(lambda db: presence.tick(db, REMOVE_EXPIRED_SESSIONS, slot)):
-        removed = sum(1 for _ in clean_up(database, settings))
+        share = settings.max_removal_share
+        work = Cleanup(database, settings.rules(), BEAT, settings.cleanup_chunk, share, is_paced=True)
+        removed = sum(1 for _ in work.run())
         logger.info("action=cleaned_up removed=%d", removed)
         while database.transact(lambda db: webhooks.remove_old(db, settings.retention_days * DAY_SECONDS)):
+            pass
+        while receipts.forget_receipts(database, settings.receipt_days * DAY_SECONDS):
             pass

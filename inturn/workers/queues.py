@@ -33,7 +33,7 @@ from kombu.exceptions import OperationalError
 
 from inturn.models.errors import BrokerUnreachableError
 from inturn.models.states import Lane
-from inturn.settings import masked_url
+from inturn.urls import masked_url
 
 logger = logging.getLogger(__name__)
 

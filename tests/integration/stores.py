@@ -13,9 +13,11 @@ from inturn.models import migrations
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.states import AttemptOutcome, Lane, TurnState
-from inturn.models.store import opening, reading, sending, sweeping, working
-from inturn.models.store.opening import NewSession
+from inturn.models.store import opening, reading, retention, sending, sweeping, working
+from inturn.models.store.opening import Hold, NewSession
 from inturn.models.store.reading import TurnRecord
+from inturn.models.store.receipts import Removal
+from inturn.models.store.rules import OWN, default_rule
 from inturn.models.store.sending import Sent
 from inturn.models.store.sweeping import Caps
 from inturn.models.store.working import Claim, Settlement, Started
@@ -50,6 +52,19 @@ class Store:
 
     def session(self, key: str = "s", **how: Any) -> int:
         return opening.create_session(self.database, NewSession(key=key, model="echo/echo", **how))
+
+    def hold(self, key: str = "s", reason: str | None = None, by: str = "somebody") -> None:
+        opening.hold(self.database, key, Hold(reason, by))
+
+    def list_expired(self, idle_seconds: float, **how: Any) -> list[Removal]:
+        """By the default rule, and by sessions' own idle times."""
+        rules = [OWN, default_rule(idle_seconds)]
+        return [removal for rule in rules for removal in retention.list_due(self.database, rules, rule, **how)]
+
+    def remove_expired(self, idle_seconds: float, **how: Any) -> list[Removal]:
+        """A chunk of each."""
+        rules = [OWN, default_rule(idle_seconds)]
+        return [removal for rule in rules for removal in retention.remove_due(self.database, rules, rule, 0, **how)]
 
     def send(self, key: str = "s", prompt: str = "hello", **how: Any) -> Sent:
         return sending.send(self.database, key, prompt, **how)

@@ -17,7 +17,6 @@ from inturn.models.store import (
     batches,
     batching,
     concluding,
-    opening,
     reading,
     retention,
     retrying,
@@ -28,6 +27,7 @@ from inturn.models.store import (
 from inturn.models.store.batches import BatchRecord
 from inturn.models.store.batching import Begun, NewBatch
 from inturn.models.store.lines import EXPIRED, SESSION_DELETED, BadLine, Line, LineResult, Utterance
+from inturn.models.store.selecting import SessionFilter
 from inturn.models.store.webhooks import Hook
 from inturn.models.tables import BATCHES, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
 from tests.integration.stores import Store, only_postgresql, only_sqlite
@@ -77,7 +77,7 @@ def results(store: Store, batch: BatchRecord) -> dict[int, LineResult]:
 def test_lines_without_a_session_get_one_each(store: Store):
     batch = submit(store, lines(3))
     assert (batch.state, batch.total, batch.stored) == (BatchState.IN_PROGRESS, 3, 3)
-    assert [each.key for each in reading.list_sessions(store.database, reading.SessionFilter())] == [
+    assert [each.key for each in reading.list_sessions(store.database, SessionFilter())] == [
         "batch-1:1", "batch-1:2", "batch-1:3",
     ]  # fmt: skip
     assert sorted(work(store)) == ["prompt 1", "prompt 2", "prompt 3"]
@@ -448,10 +448,10 @@ def test_what_is_read_is_discarded_but_for_what_somebody_uses(store: Store):
     assert batches.get_batch(store.database, "batch-1").read_at is None, "it is not final"
     work(store)
     tend(store)
-    opening.hold(store.database, "batch-1:2", held=True)
+    store.hold("batch-1:2")
     store.send("batch-1:3", "and more")
     batch = tending.note_read(store.database, "batch-1")
-    left = [each.key for each in reading.list_sessions(store.database, reading.SessionFilter())]
+    left = [each.key for each in reading.list_sessions(store.database, SessionFilter())]
     assert left == ["there", "batch-1:2", "batch-1:3"]
     assert (batch.completed, batch.total) == (6, 6)
     with store.database.reading() as db:

@@ -163,7 +163,7 @@ def test_a_removed_session_leaves_no_account(store: Store, by_policy: bool):
     if by_policy:
         store.session("kept-too")
         store.change(SESSIONS, SESSIONS.c.key == "gone", last_activity_at=now(-2 * MONTH))
-        assert len(retention.remove_expired(store.database, MONTH)) == 1
+        assert len(store.remove_expired(MONTH)) == 1
     else:
         retention.remove(store.database, "gone")
     assert [key for key, *_ in rows(store)] == [f"session:{kept}"] * 2

@@ -10,7 +10,8 @@ from inturn.models.clock import now
 from inturn.models.errors import SessionNotFoundError, StorageError
 from inturn.models.states import Retention, TurnState
 from inturn.models.store import opening, reading, retention
-from inturn.models.store.reading import SessionFilter
+from inturn.models.store.rules import default_rule
+from inturn.models.store.selecting import SessionFilter
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
 from tests.integration.stores import Store, gate_at_commit, meet
 
@@ -23,7 +24,7 @@ def age(store: Store, key: str, days: float) -> None:
 
 
 def listed(store: Store) -> list[str]:
-    return [removal.session_id for _, removal in retention.list_expired(store.database, POLICY)]
+    return [removal.session_id for removal in store.list_expired(POLICY)]
 
 
 def rows_left(store: Store) -> int:
@@ -56,24 +57,24 @@ def test_the_policy(store: Store):
             if state:
                 store.settle(started, state, delay_seconds=60.0)
         age(store, key, days)
-    opening.hold(store.database, "held", held=True)
-    opening.hold(store.database, "held-and-released", held=True)
-    opening.hold(store.database, "held-and-released", held=False)
-    expected = ["old", "very-old", "short-lived", "held-and-released", "failed"]
+    store.hold("held")
+    store.hold("held-and-released")
+    opening.hold(store.database, "held-and-released", None)
+    expected = ["short-lived", "old", "very-old", "held-and-released", "failed"]
     assert listed(store) == expected
     kept = [row.key for row in reading.list_sessions(store.database, SessionFilter()) if row.key not in expected]
-    dry = [removal for _, removal in retention.list_expired(store.database, POLICY)]
-    removed = retention.remove_expired(store.database, POLICY)
+    dry = store.list_expired(POLICY)
+    removed = store.remove_expired(POLICY)
     assert removed == dry, "cleanup removes exactly what its dry run listed"
     assert {removal.session_id: (removal.rule, removal.turns, removal.messages) for removal in removed} == {
-        "old": ("policy", 1, 2),
-        "very-old": ("policy", 0, 0),
-        "short-lived": ("idle", 0, 0),
-        "held-and-released": ("policy", 0, 0),
-        "failed": ("policy", 1, 1),
+        "old": ("default", 1, 2),
+        "very-old": ("default", 0, 0),
+        "short-lived": ("own", 0, 0),
+        "held-and-released": ("default", 0, 0),
+        "failed": ("default", 1, 1),
     }
     assert [row.key for row in reading.list_sessions(store.database, SessionFilter())] == kept
-    assert retention.remove_expired(store.database, POLICY) == []
+    assert store.remove_expired(POLICY) == []
 
 
 def test_a_removal_leaves_ids_and_counts_and_no_text(store: Store):
@@ -82,11 +83,11 @@ def test_a_removal_leaves_ids_and_counts_and_no_text(store: Store):
     store.send(prompt="CANARY")
     store.settle(store.start(session), TurnState.FAILED, error_message="CANARY")
     last = reading.get_session(store.database, "s").last_activity_at
-    assert len(retention.remove_expired(store.database, -60)) == 1
+    assert len(store.remove_expired(-60)) == 1
     assert rows_left(store) == 0
     with store.database.reading() as db:
         (row,) = db.execute(select(REMOVALS))
-    assert (row.session_key, row.rule, row.turns, row.messages) == ("s", "policy", 2, 4)
+    assert (row.session_key, row.rule, row.turns, row.messages) == ("s", "default", 2, 4)
     assert row.last_activity_at == last
     assert row.removed_at >= last
     assert "CANARY" not in repr(row)
@@ -97,14 +98,9 @@ def test_dry_run_and_removal_go_by_chunks(store: Store):
     for key in keys:
         store.session(key)
         age(store, key, 31)
-    found: list[str] = []
-    after = 0
-    while page := retention.list_expired(store.database, POLICY, after, limit=3):
-        after = page[-1][0]
-        found += [removal.session_id for _, removal in page]
-    assert found == keys
+    assert [removal.session_id for removal in store.list_expired(POLICY, limit=3)] == keys
     chunks = []
-    while chunk := retention.remove_expired(store.database, POLICY, limit=3):
+    while chunk := store.remove_expired(POLICY, limit=3):
         chunks.append([removal.session_id for removal in chunk])
     assert chunks == [keys[:3], keys[3:6], keys[6:]]
 
@@ -115,7 +111,7 @@ def test_what_was_used_since_it_was_listed_stays(store: Store, use: str):
     age(store, "s", 31)
     assert listed(store) == ["s"]
     USES[use](store)
-    assert retention.remove_expired(store.database, POLICY) == []
+    assert store.remove_expired(POLICY) == []
     assert reading.get_session(store.database, "s")
 
 
@@ -124,18 +120,18 @@ def test_what_is_used_at_this_moment_stays(store: Store, other: Store, use: str)
     store.session()
     age(store, "s", 31)
     if store.is_sqlite:
-        assert meet(lambda: USES[use](store), store, lambda: retention.remove_expired(other.database, POLICY)) == []
+        assert meet(lambda: USES[use](store), store, lambda: other.remove_expired(POLICY)) == []
     else:
         with store.database.writing() as db:
             db.execute(select(SESSIONS.c.id).with_for_update(key_share=True))
-            assert retention.remove_expired(other.database, POLICY) == [], "nobody waits: the next cleanup comes"
+            assert other.remove_expired(POLICY) == [], "nobody waits: the next cleanup comes"
     assert reading.get_session(store.database, "s")
 
 
 USES: dict[str, Any] = {
     "send": lambda store: store.send(),
     "resume": lambda store: opening.resume_session(store.database, "s"),
-    "hold": lambda store: opening.hold(store.database, "s", held=True),
+    "hold": lambda store: store.hold("s"),
 }
 
 
@@ -145,7 +141,8 @@ def test_cleanups_at_once_remove_each_session_once(store: Store, other: Store):
         age(store, key, 31)
 
     def clean(through: Store) -> list[str]:
-        return [removal.session_id for removal in retention.remove_expired(through.database, POLICY)]
+        rules = [default_rule(POLICY)]
+        return [removal.session_id for removal in retention.remove_due(through.database, rules, rules[0], 0)]
 
     if store.is_sqlite:
         assert meet(lambda: clean(store), store, lambda: clean(other)) == []
@@ -168,7 +165,7 @@ def test_deleting_takes_everything_whatever_it_is_doing(store: Store):
     store.send()
     store.send()
     store.start(session)
-    opening.hold(store.database, "s", held=True)
+    store.hold("s")
     assert retention.remove(store.database, "s") == session
     assert store.everything() == before
     assert store.count("SELECT count(*) FROM removals") == 0, "who deletes by hand knows it"
@@ -272,7 +269,7 @@ def test_expired_sessions_of_any_length_are_removed(store: Store):
     session = long_session(store)
     store.settle(rescued(store, session))
     age(store, "s", 31)
-    (removal,) = retention.remove_expired(store.database, POLICY)
+    (removal,) = store.remove_expired(POLICY)
     assert (removal.turns, removal.messages) == (TURN_COUNT + 1, 2 * TURN_COUNT + 2)
     assert rows_left(store) == 0
 

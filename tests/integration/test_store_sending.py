@@ -22,7 +22,7 @@ from inturn.models.errors import (
 )
 from inturn.models.states import Lane, TurnState
 from inturn.models.store import opening, presence, reading, retention, sending, sweeping, waking
-from inturn.models.store.reading import SessionFilter
+from inturn.models.store.selecting import SessionFilter
 from inturn.models.tables import LEASES, SESSIONS, TURNS
 from tests.integration.stores import WORKER, Store, meet, only_postgresql
 from tests.stacks import ROOT
@@ -121,7 +121,7 @@ def test_an_unknown_session_is_refused_and_not_made(store: Store):
         lambda: store.send("ghost", idempotency_key="k"),
         lambda: store.send("gone", session_id=gone),
         lambda: opening.resume_session(store.database, "ghost", ("echo/echo", None), "system"),
-        lambda: opening.hold(store.database, "ghost", held=True),
+        lambda: store.hold("ghost"),
         lambda: retention.remove(store.database, "ghost"),
         lambda: reading.get_session(store.database, "ghost"),
     ):

@@ -133,7 +133,7 @@ def test_what_removed_sessions_used_stays_in_the_sums(used: Store, by_policy: bo
     before = {by: told(used, by) for by in BYS}
     if by_policy:
         used.change(SESSIONS, SESSIONS.c.key != "", last_activity_at=now(-2 * MONTH))
-        assert len(retention.remove_expired(used.database, MONTH)) == 2
+        assert len(used.remove_expired(MONTH)) == 2
     else:
         retention.remove(used.database, "ann")
         assert {by: told(used, by) for by in BYS} == before, "half of it gone"

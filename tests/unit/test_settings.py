@@ -10,7 +10,8 @@ import pytest
 
 from inturn import provider_settings
 from inturn.models.errors import SettingsError
-from inturn.settings import ProviderSettings, Settings, masked_url
+from inturn.settings import ProviderSettings, Settings
+from inturn.urls import masked_url
 
 FOREIGN = ("INTURN_", "CELERY_", "OPENAI_", "ANTHROPIC_")
 

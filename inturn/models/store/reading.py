@@ -1,6 +1,6 @@
 """What the asking side looks at. Pages go by keys, so that they cost the same at turn 10 and at turn 100,000."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,6 @@ from sqlalchemy import (
     Table,
     bindparam,
     case,
-    exists,
     func,
     literal,
     or_,
@@ -25,8 +24,9 @@ from sqlalchemy import (
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError, TurnNotFoundError
-from inturn.models.states import UNFINISHED, AttemptOutcome, Lane, Overflow, Retention, Role, SessionState, TurnState
+from inturn.models.states import AttemptOutcome, Lane, Overflow, Retention, Role, SessionState, TurnState
 from inturn.models.store.opening import PROMPT, REPLY, SYSTEM
+from inturn.models.store.selecting import SessionFilter, has_work
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, QUARANTINED, SESSIONS, TURNS
 
 
@@ -46,6 +46,9 @@ class SessionRecord:
     overflow: Overflow
     tools: list[str] | None
     held: bool
+    hold_reason: str | None
+    held_by: str | None
+    held_at: datetime | None
     retention: Retention
     retention_seconds: float | None
     halts: bool
@@ -139,49 +142,6 @@ class MessageRecord:
     content: str
     data: dict[str, Any] | None
     created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class SessionFilter:
-    """Which sessions to list; what is None does not count."""
-
-    key: str | None = None
-    prefix: str | None = None
-    labels: Mapping[str, str] | None = None
-    model: str | None = None
-    active_after: datetime | None = None
-    active_before: datetime | None = None
-    busy: bool | None = None
-
-    def conditions(self, dialect: str) -> list[ColumnElement[bool]]:
-        found = [SESSIONS.c.state == SessionState.ACTIVE]
-        if self.key is not None:
-            found.append(SESSIONS.c.key == self.key)
-        if self.prefix:
-            # A range of the unique index: DEL sorts behind everything that a session ID is made of.
-            found += [SESSIONS.c.key >= self.prefix, SESSIONS.c.key < self.prefix + "\x7f"]
-        found += [has_label(dialect, name, value) for name, value in (self.labels or {}).items()]
-        if self.model is not None:
-            found.append(SESSIONS.c.model == self.model)
-        if self.active_after is not None:
-            found.append(SESSIONS.c.last_activity_at >= self.active_after)
-        if self.active_before is not None:
-            found.append(SESSIONS.c.last_activity_at < self.active_before)
-        if self.busy is not None:
-            found.append(has_work() if self.busy else ~has_work())
-        return found
-
-
-def has_label(dialect: str, name: str, value: str) -> ColumnElement[bool]:
-    """Not by ``->>``: SQLite compares its path with the name as JSON escapes it, so that ``é`` is never found."""
-    each = func.json_each if dialect == "sqlite" else func.json_each_text
-    label = each(SESSIONS.c.labels).table_valued("key", "value")
-    return select(label.c.key).where(label.c.key == name, label.c.value == value).exists()
-
-
-def has_work() -> ColumnElement[bool]:
-    """Busy is derived from the turns, and stored nowhere."""
-    return exists().where(TURNS.c.session_id == SESSIONS.c.id, TURNS.c.state.in_(UNFINISHED))
 
 
 def _sessions() -> Select[Any]:

@@ -1,49 +1,47 @@
-"""Removal: on request, and by policy."""
+"""Removal: on request, and by the rules of retention, with receipts."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    LargeBinary,
     Select,
     and_,
+    cast,
     delete,
     exists,
     func,
-    insert,
     literal,
     null,
-    or_,
     select,
     update,
 )
 
-from inturn.models.clock import now
-from inturn.models.database import Database
+from inturn.models.database import Database, be_patient
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.failpoints import reached
-from inturn.models.states import UNFINISHED, Retention, SessionState
+from inturn.models.states import SessionState
 from inturn.models.store.budgets import session_key
 from inturn.models.store.lines import SESSION_DELETED
+from inturn.models.store.receipts import Removal, note
+from inturn.models.store.rules import Rule, covered, due, order_of, removable
 from inturn.models.store.tally import INSERT, keep_usage
-from inturn.models.tables import ATTEMPTS, BATCH_LINES, BATCHES, LEASES, MESSAGES, REMOVALS, SESSIONS, SPENDING, TURNS
+from inturn.models.tables import (
+    ATTEMPTS,
+    BATCH_LINES,
+    BATCHES,
+    LEASES,
+    MESSAGES,
+    SESSIONS,
+    SPENDING,
+    TURNS,
+)
 
 TURNS_A_TRANSACTION = 1000
 """A session with more turns is removed in several transactions, so that no other statement waits long for one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """A session that retention removed, or would remove."""
-
-    session_id: str
-    rule: str
-    turns: int
-    messages: int
-    last_activity_at: datetime
 
 
 def remove(database: Database, key: str, session_id: int | None = None) -> int:
@@ -142,76 +140,123 @@ def finish_removal(database: Database, key: str | None = None) -> bool:
     return bool(rows)
 
 
-def expired(default_seconds: float) -> ColumnElement[bool]:
-    """The policy: idle for longer than its time, not held, and with no work queued or running."""
-    by_policy = and_(SESSIONS.c.retention == Retention.POLICY, SESSIONS.c.last_activity_at < now(-default_seconds))
-    by_its_own = and_(SESSIONS.c.retention == Retention.IDLE, idle_longer_than_its_own())
-    return and_(or_(by_policy, by_its_own), removable())
+def list_due(database: Database, rules: Sequence[Rule], rule: Rule, limit: int = 100) -> Iterator[Removal]:
+    """Sessions that a rule would remove now, page by page, by ascending surrogate id."""
+    after: int | None = 0
+    while after is not None:
+        with database.reading() as db:
+            which = due(db, rules, rule)
+            if which is None:
+                return
+            page = _counted(database.dialect).where(which, SESSIONS.c.id > after).order_by(SESSIONS.c.id).limit(limit)
+            found = list(_removals(db, page, rule.name))
+        yield from (removal for _, removal in found)
+        after = found[-1][0] if len(found) == limit else None
 
 
-def removable() -> ColumnElement[bool]:
-    """Neither held, nor at work."""
-    work = exists().where(TURNS.c.session_id == SESSIONS.c.id, TURNS.c.state.in_(UNFINISHED))
-    return and_(SESSIONS.c.held.is_(False), SESSIONS.c.state == SessionState.ACTIVE, ~work)
-
-
-def idle_longer_than_its_own() -> ColumnElement[bool]:
-    return SESSIONS.c.last_activity_at < now(-SESSIONS.c.retention_seconds)
-
-
-def list_expired(
-    database: Database, default_seconds: float, after: int = 0, limit: int = 100
-) -> list[tuple[int, Removal]]:
-    """Sessions that the policy would remove now, by ascending surrogate id."""
+def count_due(database: Database, rules: Sequence[Rule]) -> dict[str, int]:
+    """How many sessions each rule would remove now."""
     with database.reading() as db:
-        return list(_removals(db, _counted().where(expired(default_seconds), SESSIONS.c.id > after).limit(limit)))
+        return {rule.name: _count(db, which) for rule in rules if (which := due(db, rules, rule)) is not None}
 
 
-def _counted() -> Select[int, str, Retention, datetime, int, int]:
-    turns = select(func.count()).where(TURNS.c.session_id == SESSIONS.c.id).scalar_subquery()
-    messages = select(func.count()).where(MESSAGES.c.session_id == SESSIONS.c.id).scalar_subquery()
+def count_covered(database: Database, rules: Sequence[Rule], rule: Rule) -> int:
+    """How many sessions a rule covers, whatever becomes of them."""
+    with database.reading() as db:
+        return _count(db, covered(database.dialect, rules, rule))
+
+
+def count_sessions(database: Database) -> int:
+    with database.reading() as db:
+        return _count(db, SESSIONS.c.state == SessionState.ACTIVE)
+
+
+def rule_of(database: Database, rules: Sequence[Rule], key: str) -> tuple[Rule | None, bool]:
+    """Which rule covers a session (None: it is kept for ever), and whether it would be removed now."""
+    with database.reading() as db:
+        for rule in rules:
+            mine = SESSIONS.c.key == key
+            if _count(db, and_(mine, covered(database.dialect, rules, rule))):
+                which = due(db, rules, rule)
+                return rule, which is not None and _count(db, and_(mine, which)) > 0
+    return None, False
+
+
+def _count(db: Connection, which: ColumnElement[bool]) -> int:
+    return int(db.execute(select(func.count()).select_from(SESSIONS).where(which)).scalar_one())
+
+
+def _counted(dialect: str) -> Select[Any]:
+    # What SQLite calls the length of a text are its characters.
+    size = func.octet_length(MESSAGES.c.content) if dialect == "postgresql" else _octets(MESSAGES.c.content)
+    mine = MESSAGES.c.session_id == SESSIONS.c.id
     return select(
-        SESSIONS.c.id, SESSIONS.c.key, SESSIONS.c.retention, SESSIONS.c.last_activity_at, turns, messages
-    ).order_by(SESSIONS.c.id)
+        SESSIONS.c.id,
+        SESSIONS.c.key,
+        select(func.count()).where(TURNS.c.session_id == SESSIONS.c.id).scalar_subquery(),
+        select(func.count()).where(mine).scalar_subquery(),
+        select(func.coalesce(func.sum(size), 0)).where(mine).scalar_subquery(),
+        SESSIONS.c.last_activity_at,
+    )
 
 
-def _removals(
-    db: Connection, statement: Select[int, str, Retention, datetime, int, int]
-) -> Iterator[tuple[int, Removal]]:
-    for session_id, key, rule, active, turns, messages in db.execute(statement):
-        yield session_id, Removal(key, f"{Retention(rule)}", turns, messages, active)
+def _octets(column: ColumnElement[str]) -> ColumnElement[int]:
+    return func.length(cast(column, LargeBinary))
 
 
-def remove_expired(database: Database, default_seconds: float, limit: int = 100) -> list[Removal]:
-    """Remove a chunk of expired sessions in one transaction, each with its row in ``removals``.
+def _removals(db: Connection, statement: Select[Any], rule: str) -> Iterator[tuple[int, Removal]]:
+    for session_id, key, turns, messages, size, active in db.execute(statement):
+        yield session_id, Removal(key, rule, turns, messages, int(size), active)
+
+
+Keep = Callable[[Connection, Collection[int]], object]
+"""Told which sessions (surrogate ids) a transaction is about to remove, before it does; an error removes none of them."""
+
+
+def remove_due(
+    database: Database, rules: Sequence[Rule], rule: Rule, run: int, limit: int = 100, keep: Keep | None = None
+) -> list[Removal]:
+    """Remove a chunk of what a rule covers in one transaction, each session with its row in ``removals``.
 
     They are chosen and locked in the transaction that removes them: one that was used since anybody listed it stays.
+
+    Args:
+        run: under which the receipts stand.
     """
-    removed = database.transact(partial(_remove_chunk, which=expired(default_seconds), limit=limit), is_patient=True)
+
+    def chunk(db: Connection) -> list[Removal]:
+        which = due(db, rules, rule)
+        return [] if which is None else _remove_chunk(db, which, rule.name, limit, order_of(rule), run, keep)
+
+    removed = database.transact(chunk, is_patient=True)
     if removed:
         reached("cleanup.between_chunks")
     return removed
 
 
-def _remove_chunk(db: Connection, which: ColumnElement[bool], limit: int, rule: str | None = None) -> list[Removal]:
-    locked = select(SESSIONS.c.id).where(which).order_by(SESSIONS.c.id).limit(limit)
+def _remove_chunk(
+    db: Connection,
+    which: ColumnElement[bool],
+    rule: str,
+    limit: int,
+    order: Sequence[ColumnElement[Any]] = (SESSIONS.c.id,),
+    run: int | None = None,
+    keep: Keep | None = None,
+) -> list[Removal]:
+    locked = select(SESSIONS.c.id).where(which).order_by(*order).limit(limit)
     ids = [row.id for row in db.execute(locked.with_for_update(skip_locked=True, key_share=True))]
     if not ids:
         return []
     # Counted anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
-    found = dict(_removals(db, _counted().where(SESSIONS.c.id.in_(ids), which)))
-    for session_id, removal in found.items():
+    counted = _counted(db.dialect.name).where(SESSIONS.c.id.in_(ids), which).order_by(SESSIONS.c.id)
+    found = dict(_removals(db, counted, rule))
+    for session_id in found:
         fence_off(db, session_id)
-        db.execute(
-            insert(REMOVALS).values(
-                session_key=removal.session_id,
-                rule=rule or removal.rule,
-                turns=removal.turns,
-                messages=removal.messages,
-                last_activity_at=removal.last_activity_at,
-                removed_at=now(),
-            )
-        )
+    if found and keep is not None:
+        be_patient(db)
+        keep(db, found)
+    if found:
+        note(db, run, found.values())
     _take_whole(db, found)
     return list(found.values())
 
@@ -221,9 +266,5 @@ def remove_unused(database: Database, sessions: Collection[int], batch_id: int, 
 
     Returns: how many.
     """
-    made = and_(SESSIONS.c.id.in_(sessions), SESSIONS.c.batch_id == batch_id)
-    return len(
-        database.transact(
-            partial(_remove_chunk, which=and_(made, removable()), limit=len(sessions), rule=rule), is_patient=True
-        )
-    )
+    made = and_(SESSIONS.c.id.in_(sessions), SESSIONS.c.batch_id == batch_id, removable())
+    return len(database.transact(partial(_remove_chunk, which=made, rule=rule, limit=len(sessions)), is_patient=True))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Select, case, func, select
 
 from inturn.models.database import Database
-from inturn.models.store.reading import SessionFilter
+from inturn.models.store.selecting import SessionFilter
 from inturn.models.store.tally import COUNTS, MODEL, OF_THEIR_TURNS, day_of, sums
 from inturn.models.tables import ATTEMPTS, BATCHES, PAST_USAGE, SESSIONS, TURNS
 

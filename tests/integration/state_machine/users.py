@@ -21,7 +21,8 @@ from inturn.models.errors import (
 )
 from inturn.models.states import FINAL, UNFINISHED, Lane, TurnState
 from inturn.models.store import halting, lanes, opening, retention, sending
-from inturn.models.store.opening import NewSession
+from inturn.models.store.opening import Hold, NewSession
+from inturn.models.store.rules import default_rule
 from inturn.models.store.sending import Sent, WhenBusy
 from tests.integration.state_machine.conversations import Conversation
 from tests.integration.state_machine.story import KEYS, LANES, LATER, PICKS, WHEN_BUSY, Story, Verb, act, chosen
@@ -178,7 +179,7 @@ class Users(Story):
     @act(1, key=KEYS, held=st.booleans())
     def hold(self, key: str, held: bool) -> None:
         if self.active(key) is not None:
-            opening.hold(self.house.database, key, held)
+            opening.hold(self.house.database, key, Hold(None, "somebody") if held else None)
             assert self.look().keys()[key].session.held == held
 
     @act(1, idle_seconds=st.sampled_from([0.0, 10.0]))
@@ -189,7 +190,8 @@ class Users(Story):
             it.id for it in self.seen.conversations.values()
             if it.is_active and not it.session.held and not it.of(*UNFINISHED) and it.session.last_activity_at <= oldest
         ]  # fmt: skip
-        removed = retention.remove_expired(self.house.database, idle_seconds)
+        rules = [default_rule(idle_seconds)]
+        removed = retention.remove_due(self.house.database, rules, rules[0], 0)
         assert sorted(it.session_id for it in removed) == sorted(self.seen.conversations[it].session.key for it in idle)
         assert not set(idle) & self.look().conversations.keys()
         self.nothing_changed(but=idle)

@@ -1,0 +1,162 @@
+"""``inturn retention``: which rules say when sessions are removed, what they come to, and what was removed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inturn.cli import render
+from inturn.cli.invocation import Invocation, global_flags, pass_invocation
+from inturn.cli.values import shown_span
+from inturn.models.errors import SessionNotFoundError
+
+if TYPE_CHECKING:
+    from inturn.client import SessionMetadata
+    from inturn.models.store.receipts import Run
+    from inturn.models.store.rules import Rule
+
+
+@click.group()
+@global_flags()
+def retention() -> None:
+    """Show the rules of retention, test a session against them, and read the receipts.
+
+    Rules are [[retention]] in inturn.toml. The first that covers a session counts; sessions with a time of their own go
+    by that, and what no rule covers goes by retention_days.
+    """
+
+
+@retention.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per rule.")
+@pass_invocation
+def show(invocation: Invocation, as_json: bool) -> None:
+    """List the rules in their order, with how many sessions each covers, and how many are due now."""
+    with invocation.client() as client:
+        rules = client.list_rules()
+    if as_json:
+        for one in rules:
+            render.json_line(asdict(one.rule) | {"sessions": one.sessions, "due": one.due})
+        return
+    rows = [(it.rule.name, covers(it.rule), limits(it.rule), it.sessions, it.due, it.rule.archive) for it in rules]
+    columns = ["rule", "covers", "removed", "sessions", "due", "archive"]
+    render.table(columns, rows, empty="there are no rules", gives_way=["archive", "covers"])
+    due = sum(one.due for one in rules)
+    render.talk(
+        f"{render.counted(due, 'session')} due now: `inturn cleanup --dry-run` lists them" if due else "none is due now"
+    )
+
+
+def covers(rule: "Rule") -> str:
+    """Which sessions, in words."""
+    if rule.own:
+        return "sessions with an idle time of their own"
+    found = [rule.match] if rule.match != "*" else []
+    found += [f"{name}={value}" for name, value in rule.labels.items()]
+    found += [rule.model] if rule.model != "*" else []
+    if rule.from_batch is not None:
+        found.append("of batches" if rule.from_batch else "of no batch")
+    return ", ".join(found) or "all others"
+
+
+def limits(rule: "Rule") -> str:
+    """When, in words."""
+    found = [
+        f"{what} {shown_span(timedelta(seconds=seconds))}"
+        for what, seconds in (("idle for", rule.idle_seconds), ("made", rule.age_seconds))
+        if seconds is not None
+    ]
+    found = [f"{said} ago" if said.startswith("made") else said for said in found]
+    if rule.more_than is not None:
+        found.append(f"beyond the {rule.more_than:,} active last")
+    return " or ".join(found) or ("after that time" if rule.own else "never")
+
+
+@retention.command()
+@click.argument("session_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@pass_invocation
+def test(invocation: Invocation, session_id: str, as_json: bool) -> None:
+    """Say which rule covers a session, and whether the next cleanup removes it."""
+    with invocation.client() as client:
+        rule, due = client.rule_of(session_id)
+        session = client.get_session_metadata(session_id)
+        if session is None:  # it was removed since
+            raise SessionNotFoundError(session_id)
+    told: Mapping[str, Any] = {
+        "session": session_id,
+        "rule": rule and rule.name,
+        "due": due,
+        "held": session.held,
+        "reason": reason(session, rule, due),
+    }
+    if as_json:
+        render.json_line(told)
+        return
+    render.records(told.items())
+
+
+def reason(session: "SessionMetadata", rule: "Rule | None", due: bool) -> str:
+    """Why it is removed, or why not."""
+    if session.held:
+        because = f": {session.hold_reason}" if session.hold_reason else ""
+        return f"it is held by {session.held_by or 'somebody'}{because}"
+    if rule is None:
+        return "it was made to be kept for ever"
+    when = limits(rule)
+    if rule.own and isinstance(session.retention, timedelta):
+        when = f"idle for {shown_span(session.retention)}, which is its own time"
+    if due:
+        return f"removed by {rule.name}: {when}"
+    if session.busy:
+        return f"it has turns queued or running; then by {rule.name}: {when}"
+    return f"not yet, by {rule.name}: {when}"
+
+
+@retention.command()
+@click.argument("session_id", metavar="[ID]", required=False)
+@click.option("--limit", type=click.IntRange(min=1), default=20, help="How many runs at most. Default 20.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per run, or per receipt.")
+@pass_invocation
+def history(invocation: Invocation, session_id: str | None, limit: int, as_json: bool) -> None:
+    """List what cleanups removed, newest first; with ID, the receipts of the sessions that had it."""
+    with invocation.client() as client:
+        if session_id is None:
+            print_runs(list(client.list_removal_runs(limit=limit)), as_json)
+            return
+        receipts = client.list_receipts(session_id)
+    if as_json:
+        for receipt in receipts:
+            render.json_line(asdict(receipt))
+        return
+    columns = ["removed", "rule", "asked by", "turns", "messages", "bytes", "archive"]
+    rows = [
+        (it.removed_at, it.rule, it.run and it.run.asked_by, it.turns, it.messages, it.bytes, it.run and it.run.archive)
+        for it in receipts
+    ]
+    render.table(columns, rows, empty=f"no session {session_id} was removed by cleanup", gives_way=["archive"])
+
+
+def print_runs(runs: "list[Run]", as_json: bool) -> None:
+    if as_json:
+        for run in runs:
+            render.json_line(asdict(run))
+        return
+    columns = ["began", "rule", "asked by", "sessions", "messages", "bytes", "archive", "ended"]
+    rows = [
+        (it.began_at, it.rule, it.asked_by, it.sessions, it.messages, it.bytes, it.archive, ended(it)) for it in runs
+    ]
+    render.table(columns, rows, empty="no cleanup has removed anything", gives_way=["archive", "messages", "bytes"])
+    for sentence in failures(runs):
+        render.talk(sentence)
+
+
+def ended(run: "Run") -> str:
+    if run.error is not None:
+        return "failed"
+    return "not yet" if run.ended_at is None else "well"
+
+
+def failures(runs: "list[Run]") -> Iterator[str]:
+    yield from (f"{run.rule} failed: {run.error}" for run in runs if run.error is not None)

@@ -1,0 +1,133 @@
+"""Receipts: what retention removed, when, under which rule, and for whom. IDs and counts, never text."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, exists, insert, null, select, update
+
+from inturn.models.clock import now
+from inturn.models.database import Database
+from inturn.models.tables import REMOVAL_RUNS, REMOVALS
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A session that retention removed, or would remove.
+
+    Attributes:
+        bytes: of its messages, as UTF-8.
+    """
+
+    session_id: str
+    rule: str
+    turns: int
+    messages: int
+    bytes: int
+    last_activity_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One rule's part of a cleanup, as the receipts know it.
+
+    Attributes:
+        archive, checksum: where what it removed was written to before, and that file's SHA-256; None: nowhere.
+        error: why it ended early; None: it did not.
+        ended_at: None: it is under way, or its process died.
+    """
+
+    id: int
+    rule: str
+    asked_by: str
+    began_at: datetime
+    ended_at: datetime | None
+    sessions: int
+    turns: int
+    messages: int
+    bytes: int
+    archive: str | None
+    checksum: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt(Removal):
+    """What says that a session was removed.
+
+    Attributes:
+        run: under which; None: its batch was to be discarded once it was read.
+    """
+
+    removed_at: datetime
+    run: Run | None
+
+
+NAMES = (*Removal.__slots__, "removed_at")
+COLUMNS = [REMOVALS.c.session_key if name == "session_id" else REMOVALS.c[name] for name in NAMES]
+
+
+def begin_run(database: Database, rule: str, asked_by: str, error: str | None = None) -> int:
+    """Note that a rule is being carried out, and for whom; with an error, that it was not."""
+    ended = now() if error else null()
+    new = insert(REMOVAL_RUNS).values(rule=rule, asked_by=asked_by, began_at=now(), ended_at=ended, error=error)
+    return int(database.transact(lambda db: db.execute(new.returning(REMOVAL_RUNS.c.id)).scalar_one()))
+
+
+def end_run(
+    database: Database, run: int, *, archive: str | None = None, checksum: str | None = None, error: str | None = None
+) -> None:
+    ended = {"ended_at": now(), "archive": archive, "checksum": checksum, "error": error}
+    database.transact(lambda db: db.execute(update(REMOVAL_RUNS).where(REMOVAL_RUNS.c.id == run).values(ended)))
+
+
+def note(db: Connection, run: int | None, removals: Collection[Removal]) -> None:
+    """Write the receipts of what a transaction removes."""
+    rows = [
+        {"session_key": it.session_id, "run_id": run} | {name: getattr(it, name) for name in Removal.__slots__[1:]}
+        for it in removals
+    ]
+    db.execute(insert(REMOVALS).values(removed_at=now()), rows)
+    sums = {
+        name: REMOVAL_RUNS.c[name] + sum(getattr(it, name) for it in removals)
+        for name in ("turns", "messages", "bytes")
+    }
+    mine = update(REMOVAL_RUNS).where(REMOVAL_RUNS.c.id == run)
+    db.execute(mine.values(sums | {"sessions": REMOVAL_RUNS.c.sessions + len(removals)}))
+
+
+def list_runs(database: Database, before: int | None = None, limit: int = 100) -> list[Run]:
+    """A page of the runs, newest first."""
+    page = select(*(REMOVAL_RUNS.c[name] for name in Run.__slots__)).order_by(REMOVAL_RUNS.c.id.desc()).limit(limit)
+    with database.reading() as db:
+        rows = db.execute(page if before is None else page.where(REMOVAL_RUNS.c.id < before))
+        return [Run(*row) for row in rows]
+
+
+def list_receipts(database: Database, key: str) -> list[Receipt]:
+    """Those of the sessions that had this ID, newest first."""
+    runs = [REMOVAL_RUNS.c[name].label(f"run_{name}") for name in Run.__slots__]
+    found = (
+        select(*COLUMNS, *runs)
+        .outerjoin(REMOVAL_RUNS, REMOVAL_RUNS.c.id == REMOVALS.c.run_id)
+        .where(REMOVALS.c.session_key == key)
+        .order_by(REMOVALS.c.id.desc())
+    )
+    with database.reading() as db:
+        rows = [tuple(row) for row in db.execute(found)]
+    many = len(NAMES)
+    return [Receipt(*(*row[:many], Run(*row[many:]) if row[many] is not None else None)) for row in rows]
+
+
+def forget_receipts(database: Database, seconds: float, limit: int = 1000) -> int:
+    """Remove a chunk of receipts that are older, and the runs that have none left. Returns how many."""
+
+    def chunk(db: Connection) -> int:
+        old = select(REMOVALS.c.id).where(REMOVALS.c.removed_at < now(-seconds)).limit(limit)
+        many = db.execute(delete(REMOVALS).where(REMOVALS.c.id.in_(old))).rowcount
+        if not many:
+            over = REMOVAL_RUNS.c.began_at < now(-seconds)
+            db.execute(delete(REMOVAL_RUNS).where(over, ~exists().where(REMOVALS.c.run_id == REMOVAL_RUNS.c.id)))
+        return many
+
+    return database.transact(chunk, is_patient=True)

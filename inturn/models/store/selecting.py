@@ -1,0 +1,72 @@
+"""Which sessions: conditions on their rows, for lists, for rules, for whatever is done to many of them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, exists, func, select, true
+
+from inturn.models.states import UNFINISHED, SessionState
+from inturn.models.tables import SESSIONS, TURNS
+
+WILD = re.compile(r"[*?]")
+AFTER_ALL = "\x7f"
+"""Sorts behind everything that a session ID is made of: what begins alike is a range of the unique index."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """Which sessions to list; what is None does not count."""
+
+    key: str | None = None
+    prefix: str | None = None
+    labels: Mapping[str, str] | None = None
+    model: str | None = None
+    active_after: datetime | None = None
+    active_before: datetime | None = None
+    busy: bool | None = None
+
+    def conditions(self, dialect: str) -> list[ColumnElement[bool]]:
+        found = [SESSIONS.c.state == SessionState.ACTIVE]
+        if self.key is not None:
+            found.append(SESSIONS.c.key == self.key)
+        if self.prefix:
+            found += [SESSIONS.c.key >= self.prefix, SESSIONS.c.key < self.prefix + AFTER_ALL]
+        found += [has_label(dialect, name, value) for name, value in (self.labels or {}).items()]
+        if self.model is not None:
+            found.append(SESSIONS.c.model == self.model)
+        if self.active_after is not None:
+            found.append(SESSIONS.c.last_activity_at >= self.active_after)
+        if self.active_before is not None:
+            found.append(SESSIONS.c.last_activity_at < self.active_before)
+        if self.busy is not None:
+            found.append(has_work() if self.busy else ~has_work())
+        return found
+
+
+def has_label(dialect: str, name: str, value: str) -> ColumnElement[bool]:
+    """Not by ``->>``: SQLite compares its path with the name as JSON escapes it, so that ``é`` is never found."""
+    each = func.json_each if dialect == "sqlite" else func.json_each_text
+    label = each(SESSIONS.c.labels).table_valued("key", "value")
+    return select(label.c.key).where(label.c.key == name, label.c.value == value).exists()
+
+
+def has_work() -> ColumnElement[bool]:
+    """Busy is derived from the turns, and stored nowhere."""
+    return exists().where(TURNS.c.session_id == SESSIONS.c.id, TURNS.c.state.in_(UNFINISHED))
+
+
+def is_like(dialect: str, column: ColumnElement[str], pattern: str) -> ColumnElement[bool]:
+    """Whether a text is of a pattern with ``*`` and ``?``; case counts."""
+    if pattern == "*":
+        return true()
+    start, *rest = WILD.split(pattern, maxsplit=1)
+    if not rest:
+        return column == pattern
+    if pattern == f"{start}*" and column is SESSIONS.c.key:  # a range of the index
+        return and_(column >= start, column < start + AFTER_ALL)
+    if dialect == "sqlite":
+        return column.op("GLOB")(pattern.replace("[", "[[]"))
+    escaped = re.sub(r"([%_\\])", r"\\\1", pattern)
+    return column.like(escaped.replace("*", "%").replace("?", "_"), escape="\\")

@@ -1,0 +1,108 @@
+"""The settings of one retention rule: ``[[retention]]`` in a settings file."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from inturn.models.store.rules import Rule
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+RESERVED = ("default", "own", "older-than", "batch-discard")
+"""What receipts call removals that no configured rule asked for."""
+DAY_SECONDS = 86400.0
+
+Days = Annotated[float, Field(ge=0, le=365_000)]
+
+
+class RetentionSettings(BaseModel):
+    """Which sessions it covers, and when they are removed. Of several rules that would cover a session, the first does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(description="What receipts and commands call it.")
+    match: str = Field(
+        default="*", min_length=1, description="Session IDs: * is any characters, ? any one. Default all."
+    )
+    labels: dict[str, str] = Field(default={}, description="Labels that a session has, all of them. Default any.")
+    model: str = Field(default="*", min_length=1, description="provider/model, with * and ?. Default any.")
+    kind: Literal["any", "batch", "interactive"] = Field(
+        default="any", description="Whether a batch made the session. Default any."
+    )
+    idle_days: Days | None = Field(default=None, description="Removed after so many days without activity.")
+    age_days: Days | None = Field(default=None, description="Removed so many days after it was made, in use or not.")
+    more_than: int | None = Field(
+        default=None, ge=0, lt=2**62, description="Only so many stay: those that were active last."
+    )
+    forever: bool = Field(default=False, description="Never removed by age or for being idle. Default no.")
+    archive: str = Field(
+        default="", description="Directory or URL that transcripts are written to before. Default none."
+    )
+    allow_remove_all: bool = Field(
+        default=False, description="Whether it may cover every session and keep none of them. Default no."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name) or name in RESERVED:
+            raise ValueError(
+                f"a rule's name is 1 to 60 letters, digits and . _ - and none of {', '.join(RESERVED)}, which receipts use"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        limits = [limit for limit in (self.idle_days, self.age_days, self.more_than) if limit is not None]
+        if self.forever and (limits or self.archive):
+            raise ValueError(f"rule {self.name!r} keeps its sessions for ever: leave its other limits out, or forever")
+        if not self.forever and not limits:
+            raise ValueError(
+                f"rule {self.name!r} says nothing of when: give it idle_days, age_days, more_than, or forever = true"
+            )
+        if 0 in limits and self.covers == EVERYTHING and not self.allow_remove_all:
+            raise ValueError(
+                f"rule {self.name!r} would remove every session there is: say which ones (match, labels, model, kind), or "
+                "set allow_remove_all = true"
+            )
+        return self
+
+    @property
+    def covers(self) -> tuple[Any, ...]:
+        """What it says of which sessions; equal for rules that cover the same ones."""
+        return self.match, tuple(sorted(self.labels.items())), self.model, self.kind
+
+    def rule(self) -> "Rule":
+        """As the store knows it."""
+        from inturn.models.store.rules import Rule  # brings SQLAlchemy, which who only looks at settings does not need
+
+        return Rule(
+            name=self.name,
+            match=self.match,
+            model=self.model,
+            labels=dict(self.labels),
+            from_batch=None if self.kind == "any" else self.kind == "batch",
+            idle_seconds=None if self.idle_days is None else self.idle_days * DAY_SECONDS,
+            age_seconds=None if self.age_days is None else self.age_days * DAY_SECONDS,
+            more_than=self.more_than,
+            archive=self.archive,
+        )
+
+
+EVERYTHING = ("*", (), "*", "any")
+
+
+def checked_rules(rules: Sequence[RetentionSettings]) -> None:
+    """Raises: ValueError: two have one name, or one can never apply."""
+    names = [rule.name for rule in rules]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two rules are named {twice!r}: give each a name of its own")
+    for place, rule in enumerate(rules):
+        for before in rules[:place]:
+            if before.covers in (EVERYTHING, rule.covers):
+                raise ValueError(
+                    f"rule {rule.name!r} never applies: {before.name!r}, which comes before it, covers all of its sessions, "
+                    "and the first rule that covers one counts. Put it first, or take one of them out"
+                )
