@@ -40,6 +40,7 @@ from inturn.models.store.opening import Chain, NewSession
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import Attempt, SessionFilter
 from inturn.models.store.retention import Removal
+from inturn.models.store.schedules import Schedule
 from inturn.models.store.situation import Reason
 from inturn.models.store.transcripts import store_transcript
 from inturn.models.store.usage import UsageRecord
@@ -58,6 +59,7 @@ from inturn.records import (
     checked_options,
     retention_rule,
 )
+from inturn.scheduling import Schedules
 from inturn.session import Session
 from inturn.settings import Settings
 from inturn.submission import Submissions
@@ -73,6 +75,7 @@ __all__ = [
     "MessageData",
     "Reason",
     "Removal",
+    "Schedule",
     "Session",
     "SessionEvent",
     "SessionMetadata",
@@ -87,7 +90,7 @@ __all__ = [
 PAGE = 100
 
 
-class Client(Operations, Submissions):
+class Client(Operations, Schedules, Submissions):
     """The way to sessions. Use it in ``with``, or between ``start`` and ``stop``; threads may share one.
 
     Args:
