@@ -7,6 +7,7 @@ from functools import partial
 
 from inturn.models.database import Database
 from inturn.models.errors import InturnError, StorageError
+from inturn.models.failpoints import reached
 from inturn.models.store import schedules
 from inturn.models.store.schedules import Fired
 from inturn.models.store.sending import Sent
@@ -32,23 +33,28 @@ class Firing:
         with self.database.reading() as db:
             due = schedules.list_due(db, DUE_AT_ONCE)
         for schedule_id in due:
-            try:
-                self._catch_up(schedule_id)
-            except StorageError:
-                raise
-            except InturnError as error:
-                self._give_up(schedule_id, str(error))
-            except Exception as error:  # noqa: BLE001 (it holds up no other)
-                # Nothing of its message, which may hold the prompt.
-                trace = "".join(traceback.format_tb(error.__traceback__))
-                logger.error("action=schedule_broken error=%s\n%s", type(error).__name__, trace)
-                self._give_up(schedule_id, f"{type(error).__name__}, which is a bug in inturn: beat's log says where")
+            self._catch_up(schedule_id)
 
     def _catch_up(self, schedule_id: int) -> None:
-        while (fired := self.database.transact(partial(schedules.fire, schedule_id=schedule_id))) is not None:
+        while (fired := self._fire(schedule_id)) is not None:
+            reached("schedule.after_commit")
             self._tell(fired)
             if not fired.is_behind:
                 return
+
+    def _fire(self, schedule_id: int) -> Fired | None:
+        try:
+            return self.database.transact(partial(schedules.fire, schedule_id=schedule_id))
+        except StorageError:
+            raise
+        except InturnError as error:
+            self._give_up(schedule_id, str(error))
+        except Exception as error:  # noqa: BLE001 (it holds up no other)
+            # Nothing of its message, which may hold the prompt.
+            trace = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("action=schedule_broken error=%s\n%s", type(error).__name__, trace)
+            self._give_up(schedule_id, f"{type(error).__name__}, which is a bug in inturn: beat's log says where")
+        return None
 
     def _tell(self, fired: Fired) -> None:
         if fired.sent is None:

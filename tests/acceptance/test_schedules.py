@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import make_url
 
 from inturn.models.clock import now
+from inturn.models.failpoints import ACTIONS
 from inturn.models.tables import SCHEDULES
 from ops.chaos.model import ModelServer
 from ops.servers import PostgresServer, RedisServer
@@ -61,6 +62,30 @@ def test_a_beat_fires_what_is_due_and_a_worker_answers(stage: Stage) -> None:
     assert fired.next_at.second == 0
     assert "action=schedule_fired schedule=news session=minutely" in beat.said()
     assert "what is new" not in beat.said()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_beat_fails_after_its_commit(stage: Stage, action: str) -> None:
+    """Nobody was told of the turn, and another beat comes: it is answered, and is not sent again."""
+    client, name = stage.client, "schedule.after_commit"
+    client.create_session("yearly")
+    client.add_schedule("yearly", "happy new year", cron=EACH_YEAR, name="wishes")
+    stage.worker()
+    failing = stage.command("beat", failpoint=f"{name}:{action}")
+    wait_until(lambda: alive_beats(stage) == 1, FAULT_SECONDS)
+    make_due(stage, "wishes")
+    failing.await_fault(name, action)
+    wait_until(lambda: turns(stage, "yearly") == ["completed"], FAULT_SECONDS)
+    beat = stage.command("beat")
+    client.add_schedule("later", "hello", cron=EACH_YEAR, name="later", new_session=True)
+    make_due(stage, "later")
+    wait_until(lambda: last_turn(stage, "later") is not None, FAULT_SECONDS)
+    if action == "stop":
+        failing.go_on()
+        failing.await_words("action=schedule_fired schedule=wishes", REPAIR_SECONDS)
+    assert turns(stage, "yearly") == ["completed"]
+    assert not client.get_schedule("wishes").is_paused
+    assert fired([beat], "wishes") == 0
 
 
 def test_two_beats_fire_once_and_a_dead_one_is_missed(stage: Stage) -> None:

@@ -9,10 +9,11 @@ from itertools import pairwise
 import pytest
 
 from inturn import Client, InvalidInputError, ScheduleExistsError, ScheduleNotFoundError, SessionNotFoundError, aio
+from inturn.models.clock import now
 from inturn.models.states import ProcessKind
 from inturn.models.store import presence
 from inturn.models.store.presence import Process
-from inturn.models.tables import SCHEDULES
+from inturn.models.tables import SCHEDULES, SESSIONS
 from inturn.workers.schedules import Firing
 from tests.integration.stores import Store
 from tests.integration.test_cli_commands import Shell, shell
@@ -136,6 +137,9 @@ def test_what_the_check_up_says_without_a_beat(shell: Shell) -> None:
     for name in ("weekly", "daily"):
         shell.ok("schedule", "add", "ann-1", "hi", *MONDAYS, "--name", name)
     assert "not alive, so 2 schedules do not fire, and nothing is cleaned up: `inturn up` starts it" in beat()
+    with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
+        store.change(SESSIONS, SESSIONS.c.key == "ann-1", created_at=now(-7300))
+    assert "and nothing is cleaned up, which is due: `inturn up`" in beat()
     shell.ok("schedule", "pause", "daily")
     mine = {"INTURN_DATABASE_URL": f"sqlite:///{shell.home}/inturn.db", "INTURN_BROKER_URL": "redis://127.0.0.1:1/0"}
     found = beat(**mine)
