@@ -42,6 +42,7 @@ from inturn.models.store.opening import Chain, Hold, NewSession
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import Attempt
 from inturn.models.store.receipts import Removal
+from inturn.models.store.schedules import Schedule
 from inturn.models.store.selecting import SessionFilter
 from inturn.models.store.situation import Reason
 from inturn.models.store.usage import UsageRecord
@@ -60,6 +61,7 @@ from inturn.records import (
     checked_options,
     retention_rule,
 )
+from inturn.scheduling import Schedules
 from inturn.session import Session
 from inturn.settings import Settings
 from inturn.submission import Submissions
@@ -75,6 +77,7 @@ __all__ = [
     "MessageData",
     "Reason",
     "Removal",
+    "Schedule",
     "Session",
     "SessionEvent",
     "SessionMetadata",
@@ -89,7 +92,7 @@ __all__ = [
 PAGE = 100
 
 
-class Client(Operations, Submissions, Imports):
+class Client(Operations, Schedules, Submissions, Imports):
     """The way to sessions. Use it in ``with``, or between ``start`` and ``stop``; threads may share one.
 
     Args:

@@ -38,10 +38,15 @@ COMMANDS: dict[str, Door] = {
     "batch": Door(
         "Talk", "inturn.cli.batch:batch", "Submit, run, list, watch, cancel and retry batches, and get their results."
     ),
+    "schedule": Door(
+        "Talk",
+        "inturn.cli.schedule:schedule",
+        "Add, list, show, pause, resume and remove schedules: prompts by the clock.",
+    ),
     "why": Door("Talk", "inturn.cli.why:why", "Say what a session or a turn waits for."),
     "up": Door("Run", "inturn.cli.up:up", "Run broker, worker and beat together, with nothing set up."),
     "worker": Door("Run", "inturn.cli.worker:worker", "Run a worker, which answers turns."),
-    "beat": Door("Run", "inturn.cli.beat:beat", "Run the timetable: sweep and cleanup."),
+    "beat": Door("Run", "inturn.cli.beat:beat", "Run the timetable: schedules, cleanup and sweep."),
     "lane": Door("Look after", "inturn.cli.lane:lane", "List, pause and resume lanes."),
     "cleanup": Door("Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over."),
     "retention": Door(

@@ -10,8 +10,8 @@ from inturn.cli.worker import LOG_LEVELS, prepared_app
 @click.option("--loglevel", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="How much to log.")
 @pass_invocation
 def beat(invocation: Invocation, loglevel: str) -> None:
-    """Run the timetable: sweep and cleanup.
+    """Run the timetable: schedules, cleanup and sweep.
 
-    Two of them do no harm: every tick fires once.
+    Two of them do no harm: every run and every tick fires once.
     """
     prepared_app(invocation).start(["--quiet", "beat", f"--loglevel={loglevel}"])

@@ -34,8 +34,8 @@ OTHER_VARIABLES = {"INTURN_DEBUG", failpoints.VARIABLE}
 def doctor(invocation: Invocation, offline: bool, as_json: bool) -> int:
     """Say what works, what does not, and how to mend it.
 
-    Looks at database and schema, broker, workers, beat, the providers and their keys, the modules of
-    tools, webhooks, and settings that are dangerous.
+    Looks at database and schema, broker, workers, beat, schedules, the providers and their keys, the
+    modules of tools, webhooks, and settings that are dangerous.
     Each provider is asked, from here and for at most 5 seconds, for the list of its models, which costs nothing. Ends
     with 1 when something keeps inturn from working.
     """
@@ -74,6 +74,7 @@ def check_database(settings: "Settings") -> Iterator[Finding]:
             yield Finding("ok", "database", f"{shown}, schema {migrations.HEAD}")
             yield from check_processes(settings, database)
             yield from check_halted(database)
+            yield from check_schedules(database)
             yield from check_deliveries(settings, database)
     except InturnError as error:
         yield Finding("fail", "database", str(error))
@@ -108,7 +109,36 @@ def check_processes(settings: "Settings", database: "Database") -> Iterator[Find
     if any(one.kind is ProcessKind.BEAT for one in processes):
         yield Finding("ok", "beat", "alive")
     else:
-        yield Finding("warn", "beat", f"not alive, so nothing is cleaned up: `inturn {beat}` starts it{too}")
+        yield missing_beat(settings, database, f"`inturn {beat}` starts it{too}")
+
+
+def missing_beat(settings: "Settings", database: "Database", mend: str) -> Finding:
+    """What waits for it, and what mends that."""
+    from inturn.models.store.schedules import beat_work
+    from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
+
+    with database.reading() as db:
+        work = beat_work(db, REMOVE_EXPIRED_SESSIONS, settings.cleanup_interval_seconds)
+    nothing = "nothing is cleaned up" + ", which is due" * work.is_cleanup_due
+    if not work.schedules:
+        return Finding("warn", "beat", f"not alive, so {nothing}: {mend}")
+    fire = f"{render.counted(work.schedules, 'schedule')} {'does' if work.schedules == 1 else 'do'} not fire"
+    state: Literal["warn", "fail"] = "warn" if settings.is_embedded else "fail"
+    return Finding(state, "beat", f"not alive, so {fire}, and {nothing}: {mend}")
+
+
+def check_schedules(database: "Database") -> Iterator[Finding]:
+    """Which of them cannot be fired."""
+    from inturn.models.store.schedules import list_schedules
+
+    for one in list_schedules(database):
+        if one.paused_because is not None:
+            yield Finding(
+                "warn",
+                "schedules",
+                f"{one.name} could not be fired, and is paused: {one.paused_because}. When that is mended, "
+                f"`inturn schedule resume {one.name}` goes on, and `inturn schedule remove {one.name}` takes it away",
+            )
 
 
 def check_halted(database: "Database") -> Iterator[Finding]:

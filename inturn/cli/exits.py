@@ -15,7 +15,7 @@ class Exit(IntEnum):
     LINES_FAILED = 3
     """The batch is over, and some of its lines have no reply."""
     NOT_FOUND = 4
-    """No such session, turn, batch or webhook delivery."""
+    """No such session, turn, batch, webhook delivery or schedule."""
     UNREACHABLE = 69
     """Database, broker or provider cannot be reached, or no worker is alive (EX_UNAVAILABLE of sysexits.h)."""
     TIMED_OUT = 124
@@ -31,6 +31,7 @@ CODES: dict[type[errors.InturnError], Exit] = {
     errors.TurnNotFoundError: Exit.NOT_FOUND,
     errors.BatchNotFoundError: Exit.NOT_FOUND,
     errors.DeliveryNotFoundError: Exit.NOT_FOUND,
+    errors.ScheduleNotFoundError: Exit.NOT_FOUND,
     errors.DatabaseUnreachableError: Exit.UNREACHABLE,
     errors.BrokerUnreachableError: Exit.UNREACHABLE,
     errors.NoWorkerError: Exit.UNREACHABLE,

@@ -1,4 +1,4 @@
-"""The tables that belong to no session: batches, webhooks, who is alive, what fired, was removed, was spent."""
+"""The tables that belong to no session: batches, webhooks, schedules, who is alive, what fired, was removed, was spent."""
 
 from datetime import datetime
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, String, Text, text
 from sqlmodel import Field
 
-from inturn.models.rows import BIG, Row, choice, count_from_zero, json_object, one_of, serial
-from inturn.models.states import BATCH_FINAL, BatchState, DeliveryState, Lane, ProcessKind
+from inturn.models.rows import BIG, KEY, Row, choice, count_from_zero, json_object, json_value, one_of, serial
+from inturn.models.states import BATCH_FINAL, BatchState, DeliveryState, Lane, Misfire, ProcessKind
 
 DISCARDING = "discards AND read_at IS NOT NULL AND discarded_at IS NULL"
 
@@ -125,6 +125,50 @@ class WebhookDeliveryRow(Row, table=True):
     error_message: str | None = Field(default=None, sa_type=Text)
     created_at: datetime
     finished_at: datetime | None = None
+
+
+class ScheduleRow(Row, table=True):
+    """A prompt that is sent by the clock: to a session, or to a new one each time. It is named by the sessions' IDs, and
+    outlives them.
+    """
+
+    __tablename__ = "schedules"
+    __table_args__ = (
+        one_of("misfire", Misfire),
+        CheckConstraint("(paused_at IS NULL) = (next_at IS NOT NULL)", name="paused_has_no_next"),
+        Index(
+            "ix_schedules_next",
+            "next_at",
+            postgresql_where=text("next_at IS NOT NULL"),
+            sqlite_where=text("next_at IS NOT NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int = serial()
+    name: str = Field(sa_column=Column(KEY, unique=True, nullable=False))
+    session_key: str = Field(sa_column=Column(KEY, nullable=False))
+    """The session's ID, or what the IDs of new ones begin with."""
+    new_session: bool
+    """Whether each run is sent to a session of its own."""
+    prompt: str = Field(sa_type=Text)
+    cron: str = Field(max_length=200)
+    timezone: str = Field(max_length=200)
+    misfire: Misfire = choice(Misfire.ONCE)
+    model: str | None = Field(default=None, max_length=200)
+    """Of new sessions, as are the next two."""
+    fallbacks: list[str] | None = json_value()
+    system_message: str | None = Field(default=None, sa_type=Text)
+    created_at: datetime
+    next_at: datetime | None = None
+    """The run that is due then, by the database's clock; null: it is paused."""
+    last_at: datetime | None = None
+    """The run that was fired last."""
+    last_turn: str | None = Field(default=None, max_length=60)
+    """The ID of the turn that it became."""
+    paused_at: datetime | None = None
+    paused_because: str | None = Field(default=None, sa_type=Text)
+    """What kept it from being fired; null: somebody paused it."""
 
 
 class SpendingRow(Row, table=True):

@@ -15,6 +15,8 @@ InturnError
 ├── BatchNotFoundError (LookupError)    .batch_id
 ├── BatchConflictError                  .batch_id
 ├── DeliveryNotFoundError (LookupError) .delivery_id
+├── ScheduleNotFoundError (LookupError) .name
+├── ScheduleExistsError                 .name
 ├── TurnFailedError                     .turn_id .error_type .status_code .retryable
 ├── TurnCancelledError                  .turn_id
 ├── SendTimeoutError (TimeoutError)     .turn
@@ -189,6 +191,23 @@ class DeliveryNotFoundError(InturnError, LookupError):
             "(`inturn webhook list` shows what there is)"
         )
         self.delivery_id = delivery_id
+
+
+class ScheduleNotFoundError(InturnError, LookupError):
+    def __init__(self, name: object) -> None:
+        super().__init__(
+            f"no schedule {name!r:.100}: it was never added here, or it was removed. `inturn schedule list` shows what "
+            "there is"
+        )
+        self.name = name
+
+
+class ScheduleExistsError(InturnError):
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"schedule {name!r} exists already: choose another name, or remove it first (`inturn schedule remove {name}`)"
+        )
+        self.name = name
 
 
 class TurnFailedError(InturnError):

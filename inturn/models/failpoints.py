@@ -45,6 +45,7 @@ NAMES = (
     "cleanup.between_chunks",
     "sweep.after_mark",
     "cancel.after_flag",
+    "schedule.after_commit",
 )
 
 

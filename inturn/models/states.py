@@ -132,6 +132,17 @@ class DeliveryState(StrEnum):
     """No further attempt is made, unless it is asked for."""
 
 
+class Misfire(StrEnum):
+    """What becomes of a schedule's runs that nobody was there to fire."""
+
+    SKIP = "skip"
+    """They are left out."""
+    ONCE = "once"
+    """The latest of them is fired, for all."""
+    ALL = "all"
+    """Each of them is fired, the latest hundred at most."""
+
+
 class ProcessKind(StrEnum):
     WORKER = "worker"
     BEAT = "beat"

@@ -1,4 +1,4 @@
-"""The timetable: Celery beat asks for the cleanup, and sweeps beside it."""
+"""The timetable: Celery beat asks for the cleanup; beside it, it sweeps, and fires schedules."""
 
 from celery.beat import Scheduler
 
@@ -8,15 +8,17 @@ from inturn.models.states import ProcessKind
 from inturn.models.store import presence
 from inturn.workers.app import broker_url, make_app
 from inturn.workers.live import heard
-from inturn.workers.maintenance import Round, Sweep, describe_process
+from inturn.workers.maintenance import LOOK_SECONDS, Round, Sweep, describe_process
 from inturn.workers.queues import SWEEPER_SECONDS, Hints, connect, queued
+from inturn.workers.schedules import Firing
 from inturn.workers.webhooks.courier import Courier, couriers
 
 
 class Timetable(Scheduler):  # type: ignore[misc]
     """Celery's scheduler, in memory: the ``ticks`` table says what has fired, so no file has to.
 
-    While beat runs it also sweeps: not through the queue, since a sweep is needed most when Redis has lost its hints.
+    While beat runs it also sweeps, and fires schedules: not through the queue, since a sweep is needed most when Redis has
+    lost its hints.
     """
 
     def setup_schedule(self) -> None:
@@ -34,10 +36,12 @@ class Timetable(Scheduler):  # type: ignore[misc]
             lambda lane: queued(self._broker, lane),
             lambda turns: heard(self._broker, turns),
         )
+        firing = Firing(self.database, lambda sent: hints.publish(sent, sent.turn.key))
         self._rounds: list[Round | Courier] = [
             Round("pulse", lambda: settings.heartbeat_seconds, self._appear),
             Round("sweep", sweep.pause_seconds, sweep.run),
             Round("batches", sweep.pause_seconds, sweep.tend_batches),
+            Round("schedules", lambda: LOOK_SECONDS, firing.run),
             *couriers(self.database, settings.webhooks),
         ]
         for member in self._rounds:

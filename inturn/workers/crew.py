@@ -33,6 +33,7 @@ from inturn.workers.shares import shares
 from inturn.workers.teller import Teller
 from inturn.workers.toolbox import Toolbox
 from inturn.workers.turns import Turns
+from inturn.workers.watch import Watch
 from inturn.workers.webhooks.courier import Courier, couriers
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             Round("look", lambda: LOOK_SECONDS, sweep.look),
             Round("bell", lambda: 0.0, self._listen),
             Round("batches", sweep.pause_seconds, sweep.tend_batches),
+            Round("watch", sweep.pause_seconds, Watch(self.database, settings).run),
             *couriers(self.database, settings.webhooks),
         ]
 

@@ -59,6 +59,7 @@ redis_databases = itertools.cycle(range(15, 4, -1))
 def test_every_name_has_its_test() -> None:
     elsewhere = {
         "heartbeat.skip", "sweep.after_mark", "cleanup.between_chunks", "send.after_commit", "cancel.after_flag",
+        "schedule.after_commit",  # test_schedules
     }  # fmt: skip
     assert elsewhere | set(IN_A_TURN) == set(NAMES)
 

@@ -16,14 +16,16 @@ import pytest
 from sqlalchemy import delete, func, insert, select, text
 
 from inturn.models import backup, migrations, transfer
+from inturn.models.cron import Cron
 from inturn.models.database import Database
 from inturn.models.errors import InvalidInputError, SchemaError, StorageError
 from inturn.models.rows import Row
 from inturn.models.states import AttemptOutcome, Lane, ProcessKind, Retention, TurnState
-from inturn.models.store import batching, presence, reading, retention, sending, webhooks
+from inturn.models.store import batching, presence, reading, retention, schedules, sending, webhooks
 from inturn.models.store.batching import NewBatch
 from inturn.models.store.lines import BadLine
 from inturn.models.store.presence import Process
+from inturn.models.store.schedules import NewSchedule
 from inturn.models.store.webhooks import Hook
 from inturn.models.tables import (
     ATTEMPTS,
@@ -96,6 +98,7 @@ def fill(store: Store) -> int:
     for prompt in ("waits", "waits, too"):
         store.send("busy", prompt, options=OPTIONS, idempotency_key="k" + prompt, lane=Lane.BATCH)
     store.session("idle", context_turns=0, retention=Retention.IDLE, retention_seconds=0.1 + 0.2)
+    schedules.add(store.database, NewSchedule("weekly", "busy", AWKWARD, Cron("0 9 * * 1", "Europe/Berlin")))
     with store.database.writing() as db:
         presence.appear(db, Process("b/1/2/3", ProcessKind.WORKER, "host", 2, "chat", 1, "0"))
         presence.tick(db, "cleanup", 2**40)
@@ -197,7 +200,7 @@ def test_ids_go_on_above_all_that_were_ever_given_out(store: Store, make: Make) 
     for number in range(2):  # the target has a past of its own
         other.session(f"past-{number}")
         retention.remove(other.database, f"past-{number}")
-    others = {"batches": 1, "webhook_deliveries": 1}
+    others = {"batches": 1, "webhook_deliveries": 1, "schedules": 1}
     assert counters(store) == {"sessions": 4, "removals": 7 if not store.is_sqlite else 8, **others}
     move(store, other)
     assert other.session("new") == 5

@@ -76,7 +76,9 @@ def test_only_render_prints() -> None:
     assert [file.name for file in files if prints.search(file.read_text())] == []
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("send", "--help"), ("session", "--help"), ()])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("send", "--help"), ("session", "--help"), ("schedule", "--help"), ()]
+)
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert not loaded_by(*arguments) & set(HEAVY)
 
@@ -119,6 +121,8 @@ def test_version() -> None:
         (errors.SessionNotFoundError("x"), 4),
         (errors.TurnNotFoundError("1.1"), 4),
         (errors.BatchNotFoundError("batch-x"), 4),
+        (errors.ScheduleNotFoundError("x"), 4),
+        (errors.ScheduleExistsError("x"), 1),
         (errors.BatchTimeoutError("batch-x", 1.0), 124),
         (errors.BatchConflictError("batch-x", "x"), 1),
         (errors.InvalidBatchError("x.jsonl", [], 1, 2), 2),

@@ -35,7 +35,24 @@ def nothing_waits(it: Situation) -> Reason | None:
         if sent
         else "nothing was sent"
     )
-    return Reason(Code.NOTHING_WAITS, f"session {it.key} waits for nothing: {so}")
+    clock, command = by_the_clock(it)
+    return Reason(Code.NOTHING_WAITS, f"session {it.key} waits for nothing: {so}{clock}", command)
+
+
+def by_the_clock(it: Situation) -> tuple[str, str | None]:
+    """What a schedule will send to the session, or what keeps it from that; and the command that helps."""
+    if not it.schedules:
+        return "", None
+    first = it.schedules[0]
+    if first["next_at"] is None:
+        command = f"inturn schedule resume {first['name']}"
+        why = f", as it could not be fired ({first['paused_because']})" if first["paused_because"] else ""
+        return f"; schedule {first['name']} is paused{why}, until `{command}`", command
+    told = f"; schedule {first['name']} sends to it next, at {it.at_the_time(first['next_at'])}"
+    if alive(it.processes, ProcessKind.BEAT):
+        return told, None
+    command = "inturn up" if it.terms.has_embedded_broker else "inturn beat"
+    return f"{told}, but no beat is alive to fire it: start `{command}`", command
 
 
 def halted(it: Situation) -> Reason | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, false, func, select
 
 from inturn.models.clock import now
 from inturn.models.database import Database
@@ -14,7 +14,7 @@ from inturn.models.store.causes import error_of, explain
 from inturn.models.store.presence import list_processes
 from inturn.models.store.reading import no_turn
 from inturn.models.store.situation import MANY, Code, Reason, Situation, Terms, alive, counted
-from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, SESSIONS, TURNS
+from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, SCHEDULES, SESSIONS, TURNS
 
 UNSAID = ("options", "labels", "system_turn", "idempotency_key", "partial")
 """What users wrote, and models, is nobody's business who asks why something waits."""
@@ -85,6 +85,7 @@ def _look(db: Connection, session: Mapping[str, Any], terms: Terms) -> Situation
         pause=_row(db, select(LANE_PAUSES).where(LANE_PAUSES.c.lane == lease["lane"])),
         processes=processes,
         taken=_taken(db, [one.id for one in alive(processes, ProcessKind.WORKER)]),
+        schedules=_schedules(db, session["key"]),
         ahead=_ahead(db, lease),
     )
 
@@ -122,6 +123,13 @@ def _taken(db: Connection, owners: list[str]) -> dict[tuple[str, str], int]:
     held = select(LEASES.c.owner, LEASES.c.lane, func.count().label("leases")).where(LEASES.c.owner.in_(owners))
     rows = db.execute(held.group_by(LEASES.c.owner, LEASES.c.lane))
     return {(row.owner, row.lane): row.leases for row in rows}
+
+
+def _schedules(db: Connection, key: str) -> list[dict[str, Any]]:
+    named = (SCHEDULES.c[name] for name in ("name", "next_at", "last_at", "last_turn", "paused_at", "paused_because"))
+    mine = select(*named).where(SCHEDULES.c.session_key == key, SCHEDULES.c.new_session.is_(false()))
+    ordered = mine.order_by(SCHEDULES.c.next_at.is_(None), SCHEDULES.c.next_at, SCHEDULES.c.name)
+    return [dict(row) for row in db.execute(ordered).mappings()]
 
 
 def _ahead(db: Connection, lease: Mapping[str, Any]) -> int:

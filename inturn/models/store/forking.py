@@ -34,7 +34,7 @@ from inturn.models.errors import (
 from inturn.models.states import UNFINISHED, Lane, SessionState
 from inturn.models.store import retention
 from inturn.models.store.opening import SYSTEM, UPSERT
-from inturn.models.tables import LEASES, MESSAGES, SESSIONS, TURNS
+from inturn.models.tables import LEASES, MESSAGES, SCHEDULES, SESSIONS, TURNS
 
 LEFT_BEHIND = {
     "session_id", "idempotency_key", "batch_id", "line", "custom_id", "streams", "waits_for", "cancel_requested_at",
@@ -43,7 +43,7 @@ LEFT_BEHIND = {
 
 
 def rename(database: Database, session_id: int, key: str, new_key: str) -> None:
-    """Put a session under another ID. Its turns keep theirs.
+    """Put a session under another ID. Its turns keep theirs, and its schedules follow.
 
     Raises:
         SessionNotFoundError: it was deleted.
@@ -52,12 +52,15 @@ def rename(database: Database, session_id: int, key: str, new_key: str) -> None:
     """
 
     def change(db: Connection) -> bool:
+        mine = (SCHEDULES.c.session_key == key) & SCHEDULES.c.new_session.is_(false())
+        db.execute(select(SCHEDULES.c.id).where(mine).order_by(SCHEDULES.c.id).with_for_update())
         locked(db, session_id, key)
         if (number := _first_unfinished(db, session_id)) is not None:
             raise UnfinishedTurnsError(key, number, "wait for it, or cancel it; then the session can be renamed")
         if db.execute(select(exists().where(SESSIONS.c.key == new_key))).scalar():
             return False
         db.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(key=new_key, last_activity_at=now()))
+        db.execute(update(SCHEDULES).where(mine).values(session_key=new_key))
         return True
 
     try:

@@ -53,15 +53,16 @@ def create_session(database: Database, new: NewSession) -> int:
     Raises:
         SessionExistsError: the ID is taken; nothing was changed.
     """
-    created = database.transact(lambda db: _create(db, new))
+    created = database.transact(lambda db: create(db, new))
     if created is None and retention.finish_removal(database, new.key):
-        created = database.transact(lambda db: _create(db, new))
+        created = database.transact(lambda db: create(db, new))
     if created is None:
         raise SessionExistsError(new.key)
     return created
 
 
-def _create(db: Connection, new: NewSession) -> int | None:
+def create(db: Connection, new: NewSession) -> int | None:
+    """What ``create_session`` does, in a transaction that does more; None: the ID is taken."""
     insert_session = (
         UPSERT[db.dialect.name](SESSIONS)
         .values(

@@ -1,7 +1,7 @@
 """What the asking side does to a session's turns: prompts accepted, turns cancelled."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -98,20 +98,20 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompted:
+class NewTurn:
     """A prompt on its way in; see ``send``."""
 
     key: str
     prompt: str
-    data: dict[str, Any] | None
-    session_id: int | None
-    idempotency_key: str | None
-    when_busy: WhenBusy
-    not_before: datetime | timedelta | None
-    options: Mapping[str, Any]
-    lane: Lane
-    retry_of: int | None
-    streams: bool
+    data: dict[str, Any] | None = None
+    session_id: int | None = None
+    idempotency_key: str | None = None
+    when_busy: WhenBusy = "enqueue"
+    not_before: datetime | timedelta | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lane: Lane = Lane.CHAT
+    retry_of: int | None = None
+    streams: bool = False
 
     @property
     def session(self) -> dict[str, Any]:
@@ -155,13 +155,18 @@ def send(
         SessionNotFoundError, SessionBusyError, IdempotencyConflictError: nothing was stored.
         InvalidPromptError: joined with those that wait, it is too large; nothing was stored.
     """
-    new = _Prompted(
+    new = NewTurn(
         key, prompt, data, session_id, idempotency_key, when_busy, not_before, options or {}, lane, retry_of, streams
     )
-    return database.transact(lambda db: _sent_before(db, new) or _accept(db, new))
+    return database.transact(lambda db: accept(db, new))
 
 
-def _sent_before(db: Connection, new: _Prompted) -> Sent | None:
+def accept(db: Connection, new: NewTurn) -> Sent:
+    """What ``send`` does, in a transaction that does more. Raises: as ``send``; the transaction is to be undone."""
+    return _sent_before(db, new) or _store(db, new)
+
+
+def _sent_before(db: Connection, new: NewTurn) -> Sent | None:
     """The turn that the idempotency key stands for already. Takes the session's lock, so that two of a kind wait."""
     if new.idempotency_key is None:
         return None
@@ -195,7 +200,7 @@ def _is_said(db: Connection, session_id: int, number: int, stored: Prompted, new
     return parts is None or (data is not None and data["parts"][-len(parts["parts"]) :] == parts["parts"])
 
 
-def _accept(db: Connection, new: _Prompted) -> Sent:
+def _store(db: Connection, new: NewTurn) -> Sent:
     row = db.execute(NUMBER, new.session).one_or_none()
     if row is None:
         raise SessionNotFoundError(new.key)

@@ -97,6 +97,8 @@ class Situation:
     processes: Sequence[WorkerInfo]
     taken: Mapping[tuple[str, str], int]
     """How many leases each living worker holds, by its id and by lane."""
+    schedules: Sequence[Mapping[str, Any]]
+    """Those that send to it, the next one first, and then those that are paused."""
     ahead: int
     """Sessions of the lane that have been ready for longer; ``MANY`` at most."""
 
@@ -154,6 +156,7 @@ class Situation:
             "lane_pause": self.pause,
             "lane_workers": [described(one) for one in self.workers],
             "ready_before": self.ahead,
+            "schedules": list(self.schedules),
         }
 
 
