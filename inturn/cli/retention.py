@@ -111,7 +111,9 @@ def reason(session: "SessionMetadata", rule: "Rule | None", due: bool) -> str:
         return f"removed by {rule.name}: {when}"
     if session.busy:
         return f"it has turns queued or running; then by {rule.name}: {when}"
-    return f"not yet, by {rule.name}: {when}"
+    if when == "never":
+        return f"kept for ever by {rule.name}"
+    return f"not yet, or a schedule sends to it; by {rule.name}: {when}"
 
 
 @retention.command()

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, Connection, and_, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, exists, not_, or_, select
 
 from inturn.models.clock import now
 from inturn.models.states import Retention, SessionState
 from inturn.models.store.selecting import has_label, has_work, is_like
-from inturn.models.tables import SESSIONS
+from inturn.models.tables import SCHEDULES, SESSIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def is_kept() -> ColumnElement[bool]:
 
 
 def due(db: Connection, rules: Sequence[Rule], rule: Rule) -> ColumnElement[bool] | None:
-    """The sessions that a rule would remove now: covered, over its limits, not held, with no work queued or running.
+    """The sessions that a rule would remove now: covered, over its limits, and ``removable``.
 
     Returns: None, if it never removes any.
     """
@@ -112,8 +112,11 @@ def _last_to_stay(db: Connection, mine: ColumnElement[bool], many: int) -> Colum
 
 
 def removable() -> ColumnElement[bool]:
-    """Neither held, nor at work."""
-    return and_(SESSIONS.c.held.is_(False), SESSIONS.c.state == SessionState.ACTIVE, ~has_work())
+    """Neither held, nor at work, nor sent prompts to by a schedule."""
+    scheduled = exists().where(
+        SCHEDULES.c.session_key == SESSIONS.c.key, SCHEDULES.c.new_session.is_(False), SCHEDULES.c.next_at.is_not(None)
+    )
+    return and_(SESSIONS.c.held.is_(False), SESSIONS.c.state == SessionState.ACTIVE, ~has_work(), ~scheduled)
 
 
 def order_of(rule: Rule) -> tuple[ColumnElement[object], ...]:

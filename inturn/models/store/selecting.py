@@ -67,6 +67,6 @@ def is_like(dialect: str, column: ColumnElement[str], pattern: str) -> ColumnEle
     if pattern == f"{start}*" and column is SESSIONS.c.key:  # a range of the index
         return and_(column >= start, column < start + AFTER_ALL)
     if dialect == "sqlite":
-        return column.op("GLOB")(pattern.replace("[", "[[]"))
+        return column.bool_op("GLOB")(pattern.replace("[", "[[]"))
     escaped = re.sub(r"([%_\\])", r"\\\1", pattern)
     return column.like(escaped.replace("*", "%").replace("?", "_"), escape="\\")
