@@ -50,7 +50,9 @@ COMMANDS: dict[str, Door] = {
     "lane": Door("Look after", "inturn.cli.lane:lane", "List, pause and resume lanes."),
     "cleanup": Door("Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over."),
     "retention": Door(
-        "Look after", "inturn.cli.retention:retention", "Show rules, test a session, and read receipts of removals."
+        "Look after",
+        "inturn.cli.retention:retention",
+        "Show the rules of retention, test a session, and read receipts of removals.",
     ),
     "usage": Door("Look after", "inturn.cli.usage:usage", "Say what was used, what it cost, and how budgets stand."),
     "webhook": Door("Look after", "inturn.cli.webhook:webhook", "List, test and redeliver webhooks."),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.group()
 @global_flags()
 def retention() -> None:
-    """Show the rules of retention, test a session against them, and read the receipts.
+    """Show the rules of retention, test a session, and read receipts of removals.
 
     Rules are [[retention]] in inturn.toml. The first that covers a session counts; sessions with a time of their own go
     by that, and what no rule covers goes by retention_days.

@@ -102,8 +102,8 @@ def test_32_a_dry_run_lists_what_the_real_run_removes(deployment: Deployment, cl
     assert client.cleanup(dry_run=True) == listed
     mine = [removal for removal in listed if removal.session_id.startswith(name)]
     assert [(one.session_id, one.rule, one.turns, one.messages, one.last_activity_at) for one in mine] == [
-        (f"{name}-old-{number}", "idle" if number % 2 else "policy", number, number * 2, LONG_AGO)
-        for number in range(5)
+        (f"{name}-old-{number}", "own" if number % 2 else "default", number, number * 2, LONG_AGO)
+        for number in (1, 3, 0, 2, 4)
     ]
     assert client.cleanup() == listed
     left = {one.session_id for one in client.list_sessions(prefix=name)}

@@ -254,7 +254,7 @@ def test_cleanup_removes_what_its_dry_run_lists(shell: Shell) -> None:
     while not (listed := shell.records("cleanup", "--dry-run")):
         assert time.monotonic() < deadline
     assert [one["session_id"] for one in listed] == ["old-1"]
-    assert shell.run("cleanup", "--dry-run").stderr == "1 session would be removed\n"
+    assert shell.run("cleanup", "--dry-run").stderr == "1 session (1 by own; 0 bytes of text) would be removed\n"
     assert shell.run("cleanup").returncode == 2
     assert shell.records("cleanup", "--yes") == listed
     assert shell.run("session", "show", "old-1").returncode == 4

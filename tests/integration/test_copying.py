@@ -33,6 +33,7 @@ from inturn.models.tables import (
     LEASES,
     MESSAGES,
     PAST_USAGE,
+    REMOVAL_RUNS,
     REMOVALS,
     SESSIONS,
     SPENDING,
@@ -113,6 +114,17 @@ def fill(store: Store) -> int:
                 )
             )  # fmt: skip
         db.execute(delete(REMOVALS).where(REMOVALS.c.id == 8))
+        db.execute(
+            insert(REMOVAL_RUNS).values(
+                rule="é",
+                asked_by=AWKWARD[:200],
+                began_at=MOMENT,
+                sessions=1,
+                bytes=2**62,
+                archive=AWKWARD,
+                error=AWKWARD,
+            )
+        )
         db.execute(
             insert(MESSAGES).values(
                 session_id=busy, turn_number=2**31 - 1, position=7, role="tool", content="", created_at=MOMENT
@@ -200,7 +212,7 @@ def test_ids_go_on_above_all_that_were_ever_given_out(store: Store, make: Make) 
     for number in range(2):  # the target has a past of its own
         other.session(f"past-{number}")
         retention.remove(other.database, f"past-{number}")
-    others = {"batches": 1, "webhook_deliveries": 1, "schedules": 1}
+    others = {"batches": 1, "webhook_deliveries": 1, "schedules": 1, "removal_runs": 1}
     assert counters(store) == {"sessions": 4, "removals": 7 if not store.is_sqlite else 8, **others}
     move(store, other)
     assert other.session("new") == 5

@@ -77,13 +77,14 @@ def schema(database: Database) -> dict[str, list[Any]]:
 
 
 def lines(statement: str) -> list[str]:
-    """A column that was added later stands behind another one, on its line, and its CHECK behind it."""
+    """A column that was added later stands behind another one, on its line, its CHECK behind it, or the table's end."""
     broken = re.sub(
         r", (?=\w+ (?:INTEGER|BIGINT|BOOLEAN|TEXT|JSON|FLOAT|VARCHAR|DATETIME))|(?<=NULL) (?=CONSTRAINT)",
         "\n",
         statement,
     )
-    return [re.sub(r"\s+", " ", line).strip(" ,") for line in broken.splitlines()]
+    found = [re.sub(r"\s+", " ", line).strip(" ,") for line in re.sub(r"\)$", "\n)", broken).splitlines()]
+    return list(filter(None, found))
 
 
 def test_the_migrations_make_what_the_tables_say(database: Database, made_from_tables: Database):
