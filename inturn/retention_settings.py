@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -52,6 +53,12 @@ class RetentionSettings(BaseModel):
                 f"a rule's name is 1 to 60 letters, digits and . _ - and none of {', '.join(RESERVED)}, which receipts use"
             )
         return name
+
+    @field_validator("archive")
+    @classmethod
+    def _absolute(cls, archive: str) -> str:
+        """Tied to a place: beat may have been started in another directory than who reads this."""
+        return archive if not archive or "://" in archive else str(Path(archive).expanduser().absolute())
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

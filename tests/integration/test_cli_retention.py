@@ -1,0 +1,140 @@
+"""``inturn retention`` and ``inturn cleanup`` with rules; and the SDK's way to the same."""
+
+import asyncio
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+from inturn import Client, InvalidInputError, aio
+from inturn.models.clock import now
+from inturn.models.tables import SESSIONS
+from tests.integration.stores import Store
+from tests.integration.test_cli_commands import Shell, shell
+
+__all__ = ["shell"]
+
+RULES = """
+[[retention]]
+name = "gold"
+labels = { tier = "gold" }
+forever = true
+
+[[retention]]
+name = "drafts"
+match = "draft-*"
+idle_days = 1
+more_than = 10
+archive = "archives"
+"""
+
+
+def fill(shell: Shell) -> None:
+    """Sessions that were last used two days ago, some of which are due."""
+    Path("inturn.toml").write_text(RULES)
+    Path("archives").mkdir()
+    for key, how in {"draft-1": (), "draft-2": (), "gold": ("--label", "tier=gold"), "else": (), "own": ()}.items():
+        shell.ok("session", "create", key, *how, *(("--retention", "1d") if key == "own" else ()))
+    with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
+        store.answer("draft-1", prompt="hello")
+        store.change(SESSIONS, SESSIONS.c.id > 0, last_activity_at=now(-2 * 86400))
+
+
+def test_rules_are_shown_with_what_they_come_to(shell: Shell) -> None:
+    fill(shell)
+    assert [line.split("\t")[:5] for line in shell.ok("retention", "show").splitlines()] == [
+        ["RULE", "COVERS", "REMOVED", "SESSIONS", "DUE"],
+        ["own", "sessions with an idle time of their own", "after that time", "1", "1"],
+        ["gold", "tier=gold", "never", "1", "0"],
+        ["drafts", "draft-*", "idle for 1d or beyond the 10 active last", "2", "2"],
+        ["default", "all others", "idle for 30d", "1", "0"],
+    ]
+    assert "3 sessions due now" in shell.run("retention", "show").stderr
+    assert [(one["name"], one["due"]) for one in shell.records("retention", "show")][2] == ("drafts", 2)
+
+
+def test_a_session_is_tested_against_them(shell: Shell) -> None:
+    fill(shell)
+    shell.ok("session", "hold", "draft-2", "--reason", "claim 4711")
+    found = {key: shell.records("retention", "test", key)[0] for key in ("draft-1", "draft-2", "gold", "else", "own")}
+    assert {key: (one["rule"], one["due"]) for key, one in found.items()} == {
+        "draft-1": ("drafts", True), "draft-2": ("drafts", False), "gold": ("gold", False), "else": ("default", False),
+        "own": ("own", True),
+    }  # fmt: skip
+    assert found["draft-1"]["reason"] == "removed by drafts: idle for 1d or beyond the 10 active last"
+    assert found["draft-2"]["reason"].endswith(": claim 4711")
+    assert found["gold"]["reason"] == "kept for ever by gold"
+    assert found["own"]["reason"] == "removed by own: idle for 1d, which is its own time"
+    assert "draft-1" in shell.ok("retention", "test", "draft-1")
+    assert shell.run("retention", "test", "nobody").returncode == 4
+    (record,) = shell.records("session", "show", "draft-2")
+    assert (record["held"], record["hold_reason"]) == (True, "claim 4711")
+    assert "@" in record["held_by"]
+
+
+def test_what_was_removed_has_receipts_and_comes_back_from_its_archive(shell: Shell) -> None:
+    fill(shell)
+    due = shell.records("cleanup", "--dry-run")
+    assert shell.records("cleanup", "--yes") == due
+    runs = {one["rule"]: one for one in shell.records("retention", "history")}
+    assert {name: run["sessions"] for name, run in runs.items()} == {"own": 1, "drafts": 2}
+    assert "drafts" in shell.ok("retention", "history")
+    assert len(shell.records("retention", "history", "--limit", "1")) == 1
+    (receipt,) = shell.records("retention", "history", "draft-1")
+    assert (receipt["turns"], receipt["messages"], receipt["run"]) == (1, 2, runs["drafts"])
+    assert receipt["bytes"] > len("hello")
+    assert "draft-1 was removed" not in shell.run("retention", "history", "draft-1").stderr
+    assert "no session else was removed" in shell.run("retention", "history", "else").stderr
+    shell.ok("session", "import", runs["drafts"]["archive"])
+    assert [one["session_id"] for one in shell.records("session", "list", "--prefix", "draft-")] == [
+        "draft-1",
+        "draft-2",
+    ]
+
+
+def test_an_archive_that_cannot_be_written_keeps_its_sessions(shell: Shell) -> None:
+    fill(shell)
+    Path("archives").rmdir()
+    failed = shell.run("cleanup", "--yes")
+    assert failed.returncode == 1
+    assert "archives" in failed.stderr
+    assert "drafts failed: " in shell.run("retention", "history").stderr
+    assert [one["session_id"] for one in shell.records("session", "list")] == ["draft-1", "draft-2", "gold", "else"]
+
+
+def test_one_rule_for_once(shell: Shell) -> None:
+    fill(shell)
+    listed = shell.records("cleanup", "--older-than", "36h", "--dry-run")
+    assert {one["session_id"] for one in listed} == {"draft-1", "draft-2", "gold", "else", "own"}
+    assert shell.records("cleanup", "--older-than", "3d", "--dry-run") == []
+    assert shell.run("cleanup", "--older-than", "long").returncode == 2
+    assert len(shell.records("cleanup", "--older-than", "36h", "--yes")) == 5
+
+
+def test_the_sdk_says_the_same(shell: Shell) -> None:
+    fill(shell)
+    with Client(home=shell.home) as client:
+        client.hold_session("gold", "claim 4711", by="the counsel")
+        session = client.get_session_metadata("gold")
+        assert session is not None
+        assert (session.hold_reason, session.held_by) == ("claim 4711", "the counsel")
+        assert [one.due for one in client.list_rules()] == [1, 0, 2, 0]
+        rule, due = client.rule_of("draft-1")
+        assert (rule and rule.name, due) == ("drafts", True)
+        seen: list[tuple[int, int]] = []
+        removed = client.cleanup(on_progress=lambda done, total: seen.append((done, total)))
+        assert seen == [(1, 3), (2, 3), (3, 3)]
+        assert len(removed) == 3
+        assert [run.sessions for run in client.list_removal_runs()] == [2, 1]
+        for wrong in (timedelta(0), timedelta(days=-1)):
+            try:
+                client.cleanup(older_than=wrong)
+            except InvalidInputError:
+                continue
+            raise AssertionError(wrong)
+
+    async def ask() -> tuple[int, int]:
+        async with aio.Client(home=shell.home) as client:
+            runs = [run async for run in client.list_removal_runs()]
+            return len(runs), len(await client.list_receipts("own"))
+
+    assert asyncio.run(ask()) == (2, 1)
