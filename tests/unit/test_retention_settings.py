@@ -77,7 +77,9 @@ def test_rules_that_make_no_sense_are_refused(rules: list[dict[str, Any]], said:
 
 def test_a_directory_is_tied_to_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    rules = load(*({"name": n, "match": n, "idle_days": 1, "archive": n} for n in ("here", "s3://bucket/x"))).rules()
+    places = {"a": "here", "b": "s3://bucket/x"}
+    given = [{"name": name, "match": name, "idle_days": 1, "archive": place} for name, place in places.items()]
+    rules = load(*given).rules()
     assert [rule.archive for rule in rules[1:3]] == [str(tmp_path / "here"), "s3://bucket/x"]
 
 
