@@ -1,7 +1,8 @@
 """What who runs inturn asks and does: why something waits, what is quarantined, lanes, workers, cleanup, usage, webhooks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import get_args
@@ -9,7 +10,7 @@ from typing import get_args
 from inturn.cleaning import Cleanup, Progress, caller
 from inturn.connections import Connections
 from inturn.models.content import checked_labels, checked_lane, checked_session_id, checked_text
-from inturn.models.errors import DeliveryNotFoundError
+from inturn.models.errors import DeliveryNotFoundError, InvalidInputError, SessionNotFoundError
 from inturn.models.states import DeliveryState
 from inturn.models.store import budgets, lanes, reading, receipts, retention, usage, webhooks
 from inturn.models.store.budgets import Standing
@@ -27,6 +28,7 @@ from inturn.records import checked_limit, checked_moment, retention_rule
 from inturn.settings import Settings
 from inturn.turn import Turn, checked_choice
 from inturn.waiting import alive_workers
+from inturn.workers.live import forget
 
 PAGE = 100
 
@@ -138,6 +140,49 @@ class Operations(ABC):
         share = None if any_share else settings.max_removal_share
         work = Cleanup(self.connections.database, rules, caller(), settings.cleanup_chunk, share)
         return list(work.due() if dry_run else work.run(on_progress))
+
+    def delete_sessions(
+        self,
+        *,
+        pattern: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        held_too: bool = False,
+        dry_run: bool = False,
+        on_progress: Progress = lambda done, total: None,
+    ) -> list[Removal]:
+        """Remove all sessions of a pattern and labels, whatever they are doing, with what schedules would send to them.
+
+        Each is removed in one transaction (in several, if it has more than a thousand turns), and has a receipt.
+
+        Args:
+            pattern: of session IDs: ``*`` is any characters, ``?`` any one.
+            labels: that they have, all of them.
+            held_too: also those that are held.
+            dry_run: only list them.
+            on_progress: told how many sessions are removed, and of how many.
+
+        Raises:
+            InvalidInputError: neither pattern nor labels are given.
+        """
+        if not pattern and not labels:
+            raise InvalidInputError("which sessions? Give a pattern of their IDs, labels that they have, or both")
+        which = Rule(retention.ERASURE, checked_text("pattern", pattern) or "*", labels=checked_labels(labels) or {})
+        database, found, after = self.connections.database, list[tuple[int, Removal]](), 0
+        while page := retention.list_matching(database, which, after):
+            after = page[-1][0]
+            found += [(session, removal) for session, held, removal in page if held_too or not held]
+        if found and not dry_run:
+            self._erase(found, on_progress)
+        return [removal for _, removal in found]
+
+    def _erase(self, found: Sequence[tuple[int, Removal]], on_progress: Progress) -> None:
+        database = self.connections.database
+        run = receipts.begin_run(database, retention.ERASURE, caller())
+        for done, (session, removal) in enumerate(found, 1):
+            with suppress(SessionNotFoundError):  # somebody else removed it since
+                forget(self.connections.broker, retention.remove(database, removal.session_id, session, run))
+            on_progress(done, len(found))
+        receipts.end_run(database, run)
 
     def list_rules(self) -> list[RuleInfo]:
         """The rules of retention in their order, with how many sessions each covers, and how many are due by it now."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from inturn.models.store.rules import Rule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
-RESERVED = ("default", "own", "older-than", "batch-discard")
+RESERVED = ("default", "own", "older-than", "erasure", "discard")
 """What receipts call removals that no configured rule asked for."""
 DAY_SECONDS = 86400.0
 

@@ -63,6 +63,7 @@ class Client:
     get_session_metadata = wrapped(sync.Client.get_session_metadata)
     get_last_session_id = wrapped(sync.Client.get_last_session_id)
     delete_session = wrapped(sync.Client.delete_session)
+    delete_sessions = wrapped(sync.Client.delete_sessions)
     hold_session = wrapped(sync.Client.hold_session)
     release_session = wrapped(sync.Client.release_session)
     continue_session = wrapped(sync.Client.continue_session)

@@ -17,6 +17,8 @@ from inturn.cli.words import size
 if TYPE_CHECKING:
     from inturn.client import Removal
 
+BAR_FROM_SESSIONS = 100
+
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Remove nothing; list what would be removed, and by which rule.")
@@ -42,7 +44,7 @@ def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None,
                 return
             if due and not render.ask(f"Remove {in_all(due)} for good? (--dry-run lists them)"):
                 raise click.Abort
-        with bar("removing sessions") as progress:
+        with bar("removing sessions", BAR_FROM_SESSIONS) as progress:
             removed = client.cleanup(any_share=True, on_progress=progress, **how)
     print_removals(removed, "is removed" if len(removed) == 1 else "are removed", as_json)
 
@@ -54,13 +56,15 @@ def in_all(removals: "Sequence[Removal]") -> str:
     return f"{render.counted(len(removals), 'session')} ({by}; {size(sum(one.bytes for one in removals))} of text)"
 
 
-def print_removals(removals: "Sequence[Removal]", becomes: str, as_json: bool) -> None:
+def print_removals(
+    removals: "Sequence[Removal]", becomes: str, as_json: bool, empty: str = "nothing is due for removal"
+) -> None:
     if as_json:
         for removal in removals:
             render.json_line(asdict(removal))
         return
     rows = [(one.session_id, one.rule, one.turns, one.messages, one.bytes, one.last_activity_at) for one in removals]
     columns = ["session", "rule", "turns", "messages", "bytes", "last activity"]
-    render.table(columns, rows, empty="nothing is due for removal", gives_way=["messages", "turns", "bytes"])
+    render.table(columns, rows, empty=empty, gives_way=["messages", "turns", "bytes"])
     if removals:
         render.talk(f"{in_all(removals)} {becomes}")

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from inturn.cli import render
+from inturn.cli.cleanup import in_all, print_removals
 from inturn.cli.db import bar
 from inturn.cli.hearing import Tail, speaker_of, spoken
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from inturn.session import Session
 
 BAR_FROM_SESSIONS = 100
-"""Of an import: fewer are done before anybody has read that they are being done."""
+"""Fewer are done before anybody has read that they are being done."""
 
 
 @click.group()
@@ -292,18 +293,51 @@ def rename(invocation: Invocation, session_id: str, new_id: str) -> None:
 
 
 @session.command()
-@click.argument("session_id", metavar="ID")
+@click.argument("session_id", metavar="[ID]", required=False)
+@click.option("--pattern", metavar="GLOB", help="All sessions of these IDs: * is any characters, ? any one.")
+@click.option("--label", "labels", type=pair, multiple=True, metavar="KEY=VALUE", help="All with these labels.")
+@click.option("--held", is_flag=True, help="With --pattern or --label: also those that are held.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing; list what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per session.")
 @pass_invocation
-def delete(invocation: Invocation, session_id: str, yes: bool) -> None:
-    """Delete a session with everything in it, for good, also one that is held."""
+def delete(
+    invocation: Invocation, /, session_id: str | None, dry_run: bool, yes: bool, as_json: bool, **which: Any
+) -> None:
+    """Delete a session with everything in it, for good, also one that is held.
+
+    Or all sessions of a pattern or labels, with what schedules would send to them: `inturn retention history` keeps a
+    receipt of each, with its ID and counts, and no text.
+    """
+    if (session_id is None) is not any(which.values()):
+        raise click.UsageError("name one session, or say which ones by --pattern or --label")
+    if session_id is None:
+        delete_many(invocation, which, dry_run=dry_run, yes=yes, as_json=as_json)
+        return
     with invocation.client() as client:
         metadata = client.get_session(session_id).metadata()
         messages = render.counted(metadata.messages, "message")
+        if dry_run:
+            render.talk(f"session {session_id} would be deleted, with its {messages}")
+            return
         if not yes and not render.ask(f"Delete session {session_id} with its {messages} for good?"):
             raise click.Abort
         client.delete_session(session_id)
     render.talk(f"session {session_id} is deleted")
+
+
+def delete_many(invocation: Invocation, which: Mapping[str, Any], *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    how = {"pattern": which["pattern"], "labels": dict(which["labels"]), "held_too": which["held"]}
+    with invocation.client() as client:
+        found = client.delete_sessions(dry_run=True, **how)
+        if dry_run or not found:
+            print_removals(found, "would be deleted", as_json, empty="there are no such sessions")
+            return
+        if not yes and not render.ask(f"Delete {in_all(found)} for good? (--dry-run lists them)"):
+            raise click.Abort
+        with bar("deleting sessions", BAR_FROM_SESSIONS) as progress:
+            deleted = client.delete_sessions(on_progress=progress, **how)
+    print_removals(deleted, "is deleted" if len(deleted) == 1 else "are deleted", as_json)
 
 
 @session.command()

@@ -5,6 +5,7 @@ The same code runs on SQLite and PostgreSQL. What differs on SQLite, and why:
 * every write is ``BEGIN IMMEDIATE``: a read that turns into a write later would fail instead of wait;
 * one writer at a time per process, by a lock, and a gap after each: SQLite's own waiting polls, so threads and
   processes would starve one another;
+* what is deleted is overwritten (``secure_delete``): not every SQLite does so by itself;
 * ``auto_vacuum`` is set before WAL, as it is ignored afterwards; ``synchronous=FULL``, as NORMAL may lose a commit that
   was answered for.
 """
@@ -233,6 +234,7 @@ def prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
+        "secure_delete=ON",
         f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
     ):
         connection.execute(f"PRAGMA {pragma}").close()

@@ -1,6 +1,7 @@
 """``inturn retention`` and ``inturn cleanup`` with rules; and the SDK's way to the same."""
 
 import asyncio
+import sqlite3
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -138,3 +139,38 @@ def test_the_sdk_says_the_same(shell: Shell) -> None:
             return len(runs), len(await client.list_receipts("own"))
 
     assert asyncio.run(ask()) == (2, 1)
+
+
+def test_all_of_a_person_is_erased_and_nothing_else(shell: Shell) -> None:
+    """The database's file holds the text nowhere afterwards, not even where nothing is. What is held stays, unless one asks."""
+    shell.ok("db", "upgrade")
+    with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
+        for key in ("ann-1", "ann-2", "ann-held", "bob"):
+            who = key.partition("-")[0]
+            shell.ok("session", "create", key, "--label", f"owner={who}", "--system", f"CANARY of {who}")
+            store.answer(key, prompt=f"CANARY of {who}")
+            store.send(key, f"CANARY of {who}")
+    shell.ok("schedule", "add", "ann-1", "CANARY of ann", "--cron", "0 9 * * *", "--name", "daily")
+    shell.ok("session", "hold", "ann-held")
+    listed = shell.records("session", "delete", "--label", "owner=ann", "--dry-run")
+    assert [(it["session_id"], it["turns"]) for it in listed] == [("ann-1", 2), ("ann-2", 2)]
+    assert shell.run("session", "delete", "--pattern", "ann-*").returncode == 2, "nobody can be asked"
+    assert shell.records("session", "delete", "--pattern", "ann-*", "--label", "owner=ann", "--yes") == listed
+    assert [one["session_id"] for one in shell.records("session", "list")] == ["ann-held", "bob"]
+    (held,) = shell.records("session", "delete", "--pattern", "ann-*", "--held", "--yes")
+    assert held["session_id"] == "ann-held"
+    assert shell.run("session", "delete", "--pattern", "ann-*", "--yes").stderr == "there are no such sessions\n"
+    assert shell.records("schedule", "list") == []
+    runs = shell.records("retention", "history")
+    assert [(run["rule"], run["sessions"], run["turns"]) for run in runs] == [("erasure", 1, 2), ("erasure", 2, 4)]
+    (receipt,) = shell.records("retention", "history", "ann-1")
+    assert (receipt["rule"], receipt["messages"]) == ("erasure", 4)
+    with closing(sqlite3.connect(shell.home / "inturn.db")) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    said = (shell.home / "inturn.db").read_bytes()
+    assert b"CANARY of ann" not in said
+    assert b"CANARY of bob" in said
+    for wrong in ((), ("bob", "--pattern", "b*"), ("bob", "--label", "owner=bob")):
+        assert shell.run("session", "delete", *wrong, "--yes").returncode == 2
+    assert "bob would be deleted, with its 4 messages" in shell.run("session", "delete", "bob", "--dry-run").stderr
+    shell.ok("session", "show", "bob")

@@ -35,17 +35,23 @@ from inturn.models.tables import (
     BATCHES,
     LEASES,
     MESSAGES,
+    SCHEDULES,
     SESSIONS,
     SPENDING,
     TURNS,
 )
 
+ERASURE = "erasure"
+"""What receipts call sessions that were removed by somebody's request, many at once."""
 TURNS_A_TRANSACTION = 1000
 """A session with more turns is removed in several transactions, so that no other statement waits long for one."""
 
 
-def remove(database: Database, key: str, session_id: int | None = None) -> int:
+def remove(database: Database, key: str, session_id: int | None = None, run: int | None = None) -> int:
     """Remove a session with all it owns, whatever it is doing: a call under way finds its lease gone and stores nothing.
+
+    Args:
+        run: of an erasure: there is a receipt then, and what schedules would send to the session is erased with it.
 
     Returns: its surrogate id. Raises: SessionNotFoundError.
     """
@@ -58,6 +64,8 @@ def remove(database: Database, key: str, session_id: int | None = None) -> int:
         ).one_or_none()
         if row is None:
             raise SessionNotFoundError(key)
+        if run is not None:
+            _book(db, key, row.id, run)
         fence_off(db, row.id)
         if row.next_turn <= TURNS_A_TRANSACTION:
             _take_whole(db, [row.id])
@@ -67,6 +75,13 @@ def remove(database: Database, key: str, session_id: int | None = None) -> int:
     if next_turn > TURNS_A_TRANSACTION:
         take_away(database, marked, next_turn)
     return marked
+
+
+def _book(db: Connection, key: str, session_id: int, run: int) -> None:
+    """What is erased has a receipt, unless a remover that died had begun with it."""
+    mine = _counted(db.dialect.name).where(SESSIONS.c.id == session_id, SESSIONS.c.state == SessionState.ACTIVE)
+    note(db, run, [removal for _, removal in _removals(db, mine, ERASURE)])
+    db.execute(delete(SCHEDULES).where(SCHEDULES.c.session_key == key, SCHEDULES.c.new_session.is_(False)))
 
 
 def fence_off(db: Connection, session_id: int) -> None:
@@ -184,6 +199,20 @@ def rule_of(database: Database, rules: Sequence[Rule], key: str) -> tuple[Rule |
 
 def _count(db: Connection, which: ColumnElement[bool]) -> int:
     return int(db.execute(select(func.count()).select_from(SESSIONS).where(which)).scalar_one())
+
+
+def list_matching(database: Database, which: Rule, after: int = 0, limit: int = 100) -> list[tuple[int, bool, Removal]]:
+    """A page of the sessions of a pattern and labels: surrogate ids, by which they are in order, whether they are held, and
+    what is in them.
+    """
+    page = _counted(database.dialect).add_columns(SESSIONS.c.held)
+    active = and_(SESSIONS.c.state == SessionState.ACTIVE, SESSIONS.c.id > after, which.matches(database.dialect))
+    with database.reading() as db:
+        rows = db.execute(page.where(active).order_by(SESSIONS.c.id).limit(limit))
+        return [
+            (session_id, held, Removal(key, ERASURE, turns, messages, int(size), active))
+            for session_id, key, turns, messages, size, active, held in rows
+        ]
 
 
 def _counted(dialect: str) -> Select[Any]:
