@@ -142,7 +142,7 @@ def test_the_sdk_says_the_same(shell: Shell) -> None:
 
 
 def test_all_of_a_person_is_erased_and_nothing_else(shell: Shell) -> None:
-    """The database's file holds the text nowhere afterwards, not even where nothing is. What is held stays, unless one asks."""
+    """The file holds the text nowhere afterwards, not even where nothing is. What is held stays, unless one asks."""
     shell.ok("db", "upgrade")
     with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
         for key in ("ann-1", "ann-2", "ann-held", "bob"):
