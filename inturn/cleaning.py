@@ -79,10 +79,13 @@ class Cleanup:
             raise failures[0]
 
     def _carry_out(self, rule: Rule) -> Iterator[Removal]:
+        which = retention.due_now(self.database, self.rules, rule)
+        if which is None:
+            return
         run = receipts.begin_run(self.database, rule.name, self.asked_by)
+        archive = None
         try:
             with ExitStack() as stack:
-                archive = None
                 if rule.archive:
                     from inturn.archives.writing import Archive, archive_name  # whoever archives nothing does without
 
@@ -90,13 +93,13 @@ class Cleanup:
                     archive = stack.enter_context(Archive.create(rule.archive, name))
                 keep = archive.keep if archive else None
                 while removed := self._timed(
-                    lambda: retention.remove_due(self.database, self.rules, rule, run, self.chunk, keep)
+                    lambda: retention.remove_due(self.database, rule, which, run, self.chunk, keep)
                 ):
                     yield from removed
                 sealed = archive.seal() if archive else None
         except BaseException as error:
             said = str(error) if isinstance(error, InturnError) else type(error).__name__
-            receipts.end_run(self.database, run, error=said)
+            receipts.end_run(self.database, run, archive=archive.partial if archive else None, error=said)
             raise
         where = {"archive": sealed.location, "checksum": sealed.sha256} if sealed else {}
         receipts.end_run(self.database, run, **where)

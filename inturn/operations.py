@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import get_args
@@ -10,7 +9,7 @@ from typing import get_args
 from inturn.cleaning import Cleanup, Progress, caller
 from inturn.connections import Connections
 from inturn.models.content import checked_labels, checked_lane, checked_session_id, checked_text
-from inturn.models.errors import DeliveryNotFoundError, InvalidInputError, SessionNotFoundError
+from inturn.models.errors import DeliveryNotFoundError, InturnError, InvalidInputError
 from inturn.models.states import DeliveryState
 from inturn.models.store import budgets, lanes, reading, receipts, retention, usage, webhooks
 from inturn.models.store.budgets import Standing
@@ -123,8 +122,8 @@ class Operations(ABC):
         """Remove now what the rules of retention say; with ``dry_run``, only list it.
 
         Args:
-            older_than: instead of all rules: every session that was idle for so long, but those that are held, or were made
-                with ``retention=None``.
+            older_than: instead of all rules, those that keep or archive among them: every session that was idle for so long,
+                but those that are held, or were made with ``retention=None``.
             any_share: remove it also if it is more of all sessions than ``max_removal_share`` allows.
             on_progress: told how many sessions are removed, and of how many.
 
@@ -139,7 +138,18 @@ class Operations(ABC):
             rules = [once(seconds or 0.0)]
         share = None if any_share else settings.max_removal_share
         work = Cleanup(self.connections.database, rules, caller(), settings.cleanup_chunk, share)
-        return list(work.due() if dry_run else work.run(on_progress))
+        if dry_run:
+            return list(work.due())
+        removed = list[Removal]()
+        try:
+            removed.extend(work.run(on_progress))
+        except InturnError as error:
+            if removed:
+                error.add_note(
+                    f"{len(removed):,} sessions were removed all the same: `inturn retention history` says which"
+                )
+            raise
+        return removed
 
     def delete_sessions(
         self,
@@ -159,7 +169,9 @@ class Operations(ABC):
             labels: that they have, all of them.
             held_too: also those that are held.
             dry_run: only list them.
-            on_progress: told how many sessions are removed, and of how many.
+            on_progress: told how many sessions are done, and of how many.
+
+        Returns: what was removed, or would be.
 
         Raises:
             InvalidInputError: neither pattern nor labels are given.
@@ -167,22 +179,28 @@ class Operations(ABC):
         if not pattern and not labels:
             raise InvalidInputError("which sessions? Give a pattern of their IDs, labels that they have, or both")
         which = Rule(retention.ERASURE, checked_text("pattern", pattern) or "*", labels=checked_labels(labels) or {})
-        database, found, after = self.connections.database, list[tuple[int, Removal]](), 0
-        while page := retention.list_matching(database, which, after):
+        found, after = list[tuple[int, Removal]](), 0
+        while page := retention.list_matching(self.connections.database, which, after):
             after = page[-1][0]
             found += [(session, removal) for session, held, removal in page if held_too or not held]
-        if found and not dry_run:
-            self._erase(found, on_progress)
-        return [removal for _, removal in found]
+        if dry_run or not found:
+            return [removal for _, removal in found]
+        return self._erase([session for session, _ in found], held_too, on_progress)
 
-    def _erase(self, found: Sequence[tuple[int, Removal]], on_progress: Progress) -> None:
-        database = self.connections.database
+    def _erase(self, sessions: Sequence[int], held_too: bool, on_progress: Progress) -> list[Removal]:
+        database, erased = self.connections.database, list[Removal]()
         run = receipts.begin_run(database, retention.ERASURE, caller())
-        for done, (session, removal) in enumerate(found, 1):
-            with suppress(SessionNotFoundError):  # somebody else removed it since
-                forget(self.connections.broker, retention.remove(database, removal.session_id, session, run))
-            on_progress(done, len(found))
-        receipts.end_run(database, run)
+        error: str | None = "it was broken off"
+        try:
+            for done, session in enumerate(sessions, 1):
+                if removal := retention.erase(database, session, run, held_too=held_too):
+                    forget(self.connections.broker, session)
+                    erased.append(removal)
+                on_progress(done, len(sessions))
+            error = None
+        finally:
+            receipts.end_run(database, run, error=error)
+        return erased
 
     def list_rules(self) -> list[RuleInfo]:
         """The rules of retention in their order, with how many sessions each covers, and how many are due by it now."""

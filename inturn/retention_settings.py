@@ -35,7 +35,7 @@ class RetentionSettings(BaseModel):
     idle_days: Days | None = Field(default=None, description="Removed after so many days without activity.")
     age_days: Days | None = Field(default=None, description="Removed so many days after it was made, in use or not.")
     more_than: int | None = Field(
-        default=None, ge=0, lt=2**62, description="Only so many stay: those that were active last."
+        default=None, strict=True, ge=0, lt=2**62, description="Only so many stay: those that were active last."
     )
     forever: bool = Field(default=False, description="Never removed by age or for being idle. Default no.")
     archive: str = Field(
@@ -53,6 +53,12 @@ class RetentionSettings(BaseModel):
                 f"a rule's name is 1 to 60 letters, digits and . _ - and none of {', '.join(RESERVED)}, which receipts use"
             )
         return name
+
+    @field_validator("match", "model")
+    @classmethod
+    def _plain(cls, pattern: str) -> str:
+        """Several stars are one."""
+        return re.sub(r"\*+", "*", pattern)
 
     @field_validator("archive")
     @classmethod
@@ -76,6 +82,15 @@ class RetentionSettings(BaseModel):
             )
         return self
 
+    def hides(self, other: Self) -> bool:
+        """Whether the other one never applies behind this one, as far as that is easily told."""
+        return (
+            includes(self.match, other.match)
+            and includes(self.model, other.model)
+            and self.labels.items() <= other.labels.items()
+            and self.kind in ("any", other.kind)
+        )
+
     @property
     def covers(self) -> tuple[Any, ...]:
         """What it says of which sessions; equal for rules that cover the same ones."""
@@ -98,6 +113,13 @@ class RetentionSettings(BaseModel):
         )
 
 
+def includes(pattern: str, other: str) -> bool:
+    """Whether a pattern is the other one, or all that begins like it."""
+    start = pattern.removesuffix("*")
+    is_prefix = pattern != start and not {"*", "?"} & set(start)
+    return pattern == other or (is_prefix and other.startswith(start))
+
+
 EVERYTHING = ("*", (), "*", "any")
 
 
@@ -108,7 +130,7 @@ def checked_rules(rules: Sequence[RetentionSettings]) -> None:
         raise ValueError(f"two rules are named {twice!r}: give each a name of its own")
     for place, rule in enumerate(rules):
         for before in rules[:place]:
-            if before.covers in (EVERYTHING, rule.covers):
+            if before.hides(rule):
                 raise ValueError(
                     f"rule {rule.name!r} never applies: {before.name!r}, which comes before it, covers all of its sessions, "
                     "and the first rule that covers one counts. Put it first, or take one of them out"

@@ -16,6 +16,8 @@ import redis
 
 START_SECONDS = 60
 STOP_SECONDS = 20
+REMOVE_SECONDS = 120
+"""For the files of some hundred databases, on a disk that others use."""
 
 # Runs beside each server of ours and waits for the end of its standard input, which comes with our death as well.
 JANITOR = """
@@ -128,7 +130,7 @@ class ServerProcess:
             self.end(self._last_signal)
         assert self._janitor.stdin is not None
         self._janitor.stdin.close()
-        self._janitor.wait(STOP_SECONDS)
+        self._janitor.wait(REMOVE_SECONDS)
 
     @property
     def _log(self) -> Path:

@@ -172,6 +172,11 @@ class Archive:
         whole = self._synced
         return Sealed(self._draft.location, whole.digest.hexdigest(), whole.size, whole.sessions)
 
+    @property
+    def partial(self) -> str | None:
+        """What the names begin with of what was synced, where ``seal`` was not reached; None: nothing was."""
+        return f"{self._draft.location}.partial" if self._synced.sessions else None
+
     def _write(self, data: bytes) -> None:
         if data:
             self._draft.write(data)

@@ -23,7 +23,7 @@ BAR_FROM_SESSIONS = 100
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Remove nothing; list what would be removed, and by which rule.")
 @click.option(
-    "--older-than", type=span, metavar="30d", help="Instead of the rules: every session that was idle for so long."
+    "--older-than", type=span, metavar="30d", help="Instead of all rules: every session that was idle for so long."
 )
 @click.option("--yes", is_flag=True, help="Do not ask, however many they are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per session.")

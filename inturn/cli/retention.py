@@ -137,7 +137,9 @@ def history(invocation: Invocation, session_id: str | None, limit: int, as_json:
         (it.removed_at, it.rule, it.run and it.run.asked_by, it.turns, it.messages, it.bytes, it.run and it.run.archive)
         for it in receipts
     ]
-    render.table(columns, rows, empty=f"no session {session_id} was removed by cleanup", gives_way=["archive"])
+    render.table(
+        columns, rows, empty=f"no session {session_id} was removed by a rule or an erasure", gives_way=["archive"]
+    )
 
 
 def print_runs(runs: "list[Run]", as_json: bool) -> None:

@@ -309,7 +309,9 @@ def delete(
     Or all sessions of a pattern or labels, with what schedules would send to them: `inturn retention history` keeps a
     receipt of each, with its ID and counts, and no text.
     """
-    if (session_id is None) is not any(which.values()):
+    if session_id is not None and any(which.values()):
+        raise click.UsageError("--pattern, --label and --held are for many sessions: leave the ID out, or them")
+    if session_id is None and not (which["pattern"] or which["labels"]):
         raise click.UsageError("name one session, or say which ones by --pattern or --label")
     if session_id is None:
         delete_many(invocation, which, dry_run=dry_run, yes=yes, as_json=as_json)
@@ -330,6 +332,9 @@ def delete_many(invocation: Invocation, which: Mapping[str, Any], *, dry_run: bo
     how = {"pattern": which["pattern"], "labels": dict(which["labels"]), "held_too": which["held"]}
     with invocation.client() as client:
         found = client.delete_sessions(dry_run=True, **how)
+        held = len(client.delete_sessions(dry_run=True, **how | {"held_too": True})) - len(found)
+        if held:
+            render.talk(f"{render.counted(held, 'session')} held: left alone without --held")
         if dry_run or not found:
             print_removals(found, "would be deleted", as_json, empty="there are no such sessions")
             return

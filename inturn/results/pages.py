@@ -1,8 +1,9 @@
-"""The results of a batch as they come out of the database: page by page, the next one read while the last one is used."""
+"""The results of a batch as they come out of the database: page by page."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from inturn.models.database import Database
@@ -15,6 +16,7 @@ OVERLAP = timedelta(seconds=2)
 """Lines become final in the order of their statements, and are seen in that of their commits: so far back is read again."""
 
 Page = list[LineResult]
+Rows = list[tuple[Any, ...]]
 
 
 class Pages:
@@ -50,11 +52,19 @@ class Pages:
             while rows:
                 last = batches.result_of(rows[-1])
                 self._after = (last.finished_at, last.line)
-                following = reader.submit(self._read, self._after) if len(rows) == PAGE else None
+                following = self._following(reader, self._after) if len(rows) == PAGE else list
                 yield list(map(batches.result_of, rows))
-                rows = following.result() if following else []
+                rows = following()
 
-    def _read(self, after: Cursor) -> list[tuple[Any, ...]]:
+    def _following(self, reader: ThreadPoolExecutor, after: Cursor) -> Callable[[], Rows]:
+        """The next page, once it is asked for. It is read meanwhile, but on SQLite, which steps through rows under the
+        interpreter's lock: a thread would only fight for that.
+        """
+        if self._database.dialect == "sqlite":
+            return partial(self._read, after)
+        return reader.submit(self._read, after).result
+
+    def _read(self, after: Cursor) -> Rows:
         return batches.result_rows(self._database, self._id, after, PAGE)
 
     def _without_turns(self) -> Iterator[Page]:

@@ -282,11 +282,11 @@ def scheduled_cleanup(database: Database, settings: Settings) -> None:
     with database.reading() as db:
         slot = int(sweeping.database_time(db) // settings.cleanup_interval_seconds)
     if database.transact(lambda db: presence.tick(db, REMOVE_EXPIRED_SESSIONS, slot)):
-        share = settings.max_removal_share
-        work = Cleanup(database, settings.rules(), BEAT, settings.cleanup_chunk, share, is_paced=True)
-        removed = sum(1 for _ in work.run())
-        logger.info("action=cleaned_up removed=%d", removed)
         while database.transact(lambda db: webhooks.remove_old(db, settings.retention_days * DAY_SECONDS)):
             pass
         while receipts.forget_receipts(database, settings.receipt_days * DAY_SECONDS):
             pass
+        share = settings.max_removal_share
+        work = Cleanup(database, settings.rules(), BEAT, settings.cleanup_chunk, share, is_paced=True)
+        removed = sum(1 for _ in work.run())
+        logger.info("action=cleaned_up removed=%d", removed)

@@ -87,7 +87,7 @@ def test_the_story_holds_and_leaves_nothing_behind(tmp_path: Path, own: dict[str
     assert "none: 200 prompts accepted, 200 of them have a reply" in done.stdout
     assert re.search(r"was killed by SIGKILL; starting it again", done.stdout)
     assert re.search(r"^ok    rescued     [1-9]", done.stdout, re.MULTILINE)
-    assert "guest-42\tidle\t" in done.stdout
+    assert "guest-42\town\t" in done.stdout
     assert done.stdout.count("none of them runs any more") == 2
     assert "fail" not in done.stdout
     assert "\x1b" not in done.stdout + done.stderr

@@ -17,7 +17,7 @@ from inturn.models.store import opening, reading, retention, sending, sweeping, 
 from inturn.models.store.opening import Hold, NewSession
 from inturn.models.store.reading import TurnRecord
 from inturn.models.store.receipts import Removal
-from inturn.models.store.rules import OWN, default_rule
+from inturn.models.store.rules import OWN, Rule, default_rule
 from inturn.models.store.sending import Sent
 from inturn.models.store.sweeping import Caps
 from inturn.models.store.working import Claim, Settlement, Started
@@ -64,7 +64,13 @@ class Store:
     def remove_expired(self, idle_seconds: float, **how: Any) -> list[Removal]:
         """A chunk of each."""
         rules = [OWN, default_rule(idle_seconds)]
-        return [removal for rule in rules for removal in retention.remove_due(self.database, rules, rule, 0, **how)]
+        return [removal for rule in rules for removal in self.remove_due(rule, rules, **how)]
+
+    def remove_due(self, rule: Rule, rules: Sequence[Rule] = (), **how: Any) -> list[Removal]:
+        """A chunk of what a rule removes."""
+        which = retention.due_now(self.database, rules or [rule], rule)
+        assert which is not None
+        return retention.remove_due(self.database, rule, which, 0, **how)
 
     def send(self, key: str = "s", prompt: str = "hello", **how: Any) -> Sent:
         return sending.send(self.database, key, prompt, **how)

@@ -141,8 +141,7 @@ def test_cleanups_at_once_remove_each_session_once(store: Store, other: Store):
         age(store, key, 31)
 
     def clean(through: Store) -> list[str]:
-        rules = [default_rule(POLICY)]
-        return [removal.session_id for removal in retention.remove_due(through.database, rules, rules[0], 0)]
+        return [removal.session_id for removal in through.remove_due(default_rule(POLICY))]
 
     if store.is_sqlite:
         assert meet(lambda: clean(store), store, lambda: clean(other)) == []

@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import select
 
 from inturn.archives.reading import opened
+from inturn.archives.writing import Archive
 from inturn.cleaning import ALL_RULES, FEW, Cleanup
 from inturn.models.clock import now
 from inturn.models.cron import checked_cron
 from inturn.models.errors import ArchiveError, RemovalShareError
 from inturn.models.states import Retention
-from inturn.models.store import opening, reading, receipts, retention, schedules
+from inturn.models.store import forking, opening, reading, receipts, retention, schedules
 from inturn.models.store.receipts import Removal
 from inturn.models.store.rules import OWN, Rule, default_rule, older_than
 from inturn.models.store.schedules import NewSchedule
@@ -190,6 +191,59 @@ def test_what_cannot_be_archived_stays_and_other_rules_go_on(store: Store, tmp_p
     assert (failed.sessions, failed.archive) == (0, None)
     (tmp_path / "missing").mkdir()
     assert by_rule(list(cleanup(store, *rules).run())) == {"gone": {"a"}}
+
+
+def test_an_erasure_takes_what_is_there_by_whatever_name(store: Store):
+    """Since it was listed a session may have been renamed, held, or taken by a remover that died."""
+    ids = {key: store.session(key) for key in ("a", "held", "begun", "gone")}
+    store.answer("a")
+    run = receipts.begin_run(store.database, retention.ERASURE, "a test")
+    forking.rename(store.database, ids["a"], "a", "b")
+    store.hold("held")
+    retention.remove(store.database, "gone")
+    store.write(retention.fence_off, ids["begun"])
+    erased = {key: retention.erase(store.database, ids[key], run, held_too=False) for key in ids}
+    assert {key: it and (it.session_id, it.rule, it.turns) for key, it in erased.items()} == {
+        "a": ("b", "erasure", 1), "held": None, "begun": None, "gone": None,
+    }  # fmt: skip
+    assert left(store) == {"held"}
+    assert retention.erase(store.database, ids["held"], run, held_too=True)
+    assert [receipt.rule for receipt in receipts.list_receipts(store.database, "b")] == ["erasure"]
+    (found,) = receipts.list_runs(store.database)
+    assert (found.sessions, found.turns) == (2, 1)
+
+
+def test_a_transaction_takes_few_turns_and_one_session_at_least(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(retention, "TURNS_A_TRANSACTION", 2)
+    for number, turns in enumerate([1, 1, 1, 3, 0]):
+        there(store, f"s{number}")
+        for _ in range(turns):
+            store.answer(f"s{number}")
+        store.change(SESSIONS, SESSIONS.c.key == f"s{number}", last_activity_at=now(-40 * DAY))
+    chunks = []
+    while chunk := store.remove_due(DEFAULT):
+        chunks.append([removal.session_id for removal in chunk])
+    assert chunks == [["s0", "s1"], ["s2"], ["s3"], ["s4"]]
+
+
+def test_where_an_archive_broke_off_is_in_the_receipts(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rule = Rule("drafts", match="draft-*", idle_seconds=DAY, archive=str(tmp_path))
+    for number in range(2):
+        there(store, f"draft-{number}", 2)
+    real, calls = Archive.sync, iter([1])
+
+    def full(archive: Archive) -> None:
+        if next(calls, None) is None:
+            raise ArchiveError(str(tmp_path), "no room left", "free some")
+        real(archive)
+
+    monkeypatch.setattr(Archive, "sync", full)
+    with pytest.raises(ArchiveError):
+        list(cleanup(store, rule, chunk=1).run())
+    (run,) = receipts.list_runs(store.database)
+    assert (run.sessions, run.checksum) == (1, None)
+    assert [str(path) for path in tmp_path.glob("inturn-*")] == [run.archive]
+    assert left(store) == {"draft-1"}
 
 
 @only_sqlite

@@ -68,6 +68,12 @@ def test_they_are_read_from_a_file_and_from_the_environment(tmp_path: Path, monk
             [{"name": "x", "match": "a", "idle_days": 1}, {"name": "y", "match": "a", "age_days": 2}],
             "'y' never applies: 'x'",
         ),
+        (
+            [{"name": "x", "match": "a-*", "idle_days": 1}, {"name": "y", "match": "a-b*", "forever": True}],
+            "'y' never applies: 'x'",
+        ),
+        ([{"name": "x", "match": "**", "idle_days": 0}], "would remove every session there is"),
+        ([{"name": "x", "more_than": True}], "more_than is 'True'.*valid integer"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused(rules: list[dict[str, Any]], said: str):
@@ -81,6 +87,17 @@ def test_a_directory_is_tied_to_a_place(tmp_path: Path, monkeypatch: pytest.Monk
     given = [{"name": name, "match": name, "idle_days": 1, "archive": place} for name, place in places.items()]
     rules = load(*given).rules()
     assert [rule.archive for rule in rules[1:3]] == [str(tmp_path / "here"), "s3://bucket/x"]
+
+
+def test_what_is_wider_may_stand_behind_and_what_is_other_anywhere():
+    load(
+        {"name": "a", "match": "a-b*", "idle_days": 1},
+        {"name": "b", "match": "a-*", "labels": {"x": "1"}, "idle_days": 1},
+        {"name": "c", "match": "a-*", "kind": "batch", "idle_days": 1},
+        {"name": "d", "match": "a-*", "labels": {"x": "2"}, "idle_days": 1},
+        {"name": "e", "match": "a-?*", "idle_days": 1},
+        {"name": "f", "match": "a-*", "idle_days": 1},
+    )
 
 
 def test_who_means_it_may_remove_everything():

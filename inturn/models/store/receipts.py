@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, exists, insert, null, select, update
+from sqlalchemy import Connection, delete, insert, null, select, update
 
 from inturn.models.clock import now
 from inturn.models.database import Database
@@ -32,7 +32,8 @@ class Run:
     """One rule's part of a cleanup, as the receipts know it.
 
     Attributes:
-        archive, checksum: where what it removed was written to before, and that file's SHA-256; None: nowhere.
+        archive, checksum: where what it removed was written to before, and that file's SHA-256; None: nowhere. Of a run
+            that ended early it is the beginning of the names of what it had written.
         error: why it ended early; None: it did not.
         ended_at: None: it is under way, or its process died.
     """
@@ -82,7 +83,7 @@ def end_run(
 
 
 def note(db: Connection, run: int | None, removals: Collection[Removal]) -> None:
-    """Write the receipts of what a transaction removes."""
+    """Write the receipts of what a transaction removes, which is something."""
     rows = [
         {"session_key": it.session_id, "run_id": run} | {name: getattr(it, name) for name in Removal.__slots__[1:]}
         for it in removals
@@ -120,14 +121,13 @@ def list_receipts(database: Database, key: str) -> list[Receipt]:
 
 
 def forget_receipts(database: Database, seconds: float, limit: int = 1000) -> int:
-    """Remove a chunk of receipts that are older, and the runs that have none left. Returns how many."""
+    """Remove a chunk of receipts that are older, and at the end the runs that are older than those. Returns how many."""
 
     def chunk(db: Connection) -> int:
         old = select(REMOVALS.c.id).where(REMOVALS.c.removed_at < now(-seconds)).limit(limit)
         many = db.execute(delete(REMOVALS).where(REMOVALS.c.id.in_(old))).rowcount
         if not many:
-            over = REMOVAL_RUNS.c.began_at < now(-seconds)
-            db.execute(delete(REMOVAL_RUNS).where(over, ~exists().where(REMOVALS.c.run_id == REMOVAL_RUNS.c.id)))
+            db.execute(delete(REMOVAL_RUNS).where(REMOVAL_RUNS.c.ended_at < now(-seconds)))
         return many
 
     return database.transact(chunk, is_patient=True)

@@ -47,41 +47,56 @@ TURNS_A_TRANSACTION = 1000
 """A session with more turns is removed in several transactions, so that no other statement waits long for one."""
 
 
-def remove(database: Database, key: str, session_id: int | None = None, run: int | None = None) -> int:
+def remove(database: Database, key: str, session_id: int | None = None) -> int:
     """Remove a session with all it owns, whatever it is doing: a call under way finds its lease gone and stores nothing.
-
-    Args:
-        run: of an erasure: there is a receipt then, and what schedules would send to the session is erased with it.
 
     Returns: its surrogate id. Raises: SessionNotFoundError.
     """
+    mine = and_(SESSIONS.c.key == key, SESSIONS.c.id == session_id if session_id else SESSIONS.c.id > 0)
+    removed = _remove(database, mine)
+    if removed is None:
+        raise SessionNotFoundError(key)
+    return removed
 
-    def mark(db: Connection) -> tuple[int, int]:
-        row = db.execute(
-            select(SESSIONS.c.id, SESSIONS.c.next_turn)
-            .where(SESSIONS.c.key == key, SESSIONS.c.id == session_id if session_id else SESSIONS.c.id > 0)
-            .with_for_update(key_share=True)
-        ).one_or_none()
+
+def erase(database: Database, session_id: int, run: int, *, held_too: bool) -> Removal | None:
+    """Remove a session as ``remove`` does, whatever it is called by now, with what schedules would send to it, and with a
+    receipt.
+
+    Returns: None, if it is gone, or is held and such are to stay.
+    """
+    booked = list[Removal]()
+
+    def book(db: Connection) -> None:
+        counted = _counted(db.dialect.name).where(mine)
+        booked[:] = [removal for _, removal in _removals(db, counted, ERASURE)]
+        note(db, run, booked)
+        keys = [removal.session_id for removal in booked]
+        db.execute(delete(SCHEDULES).where(SCHEDULES.c.session_key.in_(keys), SCHEDULES.c.new_session.is_(False)))
+
+    mine = and_(SESSIONS.c.id == session_id, SESSIONS.c.state == SessionState.ACTIVE)
+    found = _remove(database, mine if held_too else and_(mine, SESSIONS.c.held.is_(False)), book)
+    return None if found is None else booked[0]
+
+
+def _remove(
+    database: Database, which: ColumnElement[bool], before: Callable[[Connection], object] = lambda db: None
+) -> int | None:
+    def mark(db: Connection) -> tuple[int, int] | None:
+        found = select(SESSIONS.c.id, SESSIONS.c.next_turn).where(which).with_for_update(key_share=True)
+        row = db.execute(found).one_or_none()
         if row is None:
-            raise SessionNotFoundError(key)
-        if run is not None:
-            _book(db, key, row.id, run)
+            return None
+        before(db)
         fence_off(db, row.id)
         if row.next_turn <= TURNS_A_TRANSACTION:
             _take_whole(db, [row.id])
         return row.id, row.next_turn
 
-    marked, next_turn = database.transact(mark)
-    if next_turn > TURNS_A_TRANSACTION:
-        take_away(database, marked, next_turn)
-    return marked
-
-
-def _book(db: Connection, key: str, session_id: int, run: int) -> None:
-    """What is erased has a receipt, unless a remover that died had begun with it."""
-    mine = _counted(db.dialect.name).where(SESSIONS.c.id == session_id, SESSIONS.c.state == SessionState.ACTIVE)
-    note(db, run, [removal for _, removal in _removals(db, mine, ERASURE)])
-    db.execute(delete(SCHEDULES).where(SCHEDULES.c.session_key == key, SCHEDULES.c.new_session.is_(False)))
+    marked = database.transact(mark)
+    if marked is not None and marked[1] > TURNS_A_TRANSACTION:
+        take_away(database, *marked)
+    return marked and marked[0]
 
 
 def fence_off(db: Connection, session_id: int) -> None:
@@ -155,15 +170,19 @@ def finish_removal(database: Database, key: str | None = None) -> bool:
     return bool(rows)
 
 
+def due_now(database: Database, rules: Sequence[Rule], rule: Rule) -> ColumnElement[bool] | None:
+    """The condition of what a rule would remove (None: it never removes any), to be used for all of a cleanup."""
+    with database.reading() as db:
+        return due(db, rules, rule)
+
+
 def list_due(database: Database, rules: Sequence[Rule], rule: Rule, limit: int = 100) -> Iterator[Removal]:
     """Sessions that a rule would remove now, page by page, by ascending surrogate id."""
     after: int | None = 0
-    while after is not None:
+    which = due_now(database, rules, rule)
+    while after is not None and which is not None:
+        page = _counted(database.dialect).where(which, SESSIONS.c.id > after).order_by(SESSIONS.c.id).limit(limit)
         with database.reading() as db:
-            which = due(db, rules, rule)
-            if which is None:
-                return
-            page = _counted(database.dialect).where(which, SESSIONS.c.id > after).order_by(SESSIONS.c.id).limit(limit)
             found = list(_removals(db, page, rule.name))
         yield from (removal for _, removal in found)
         after = found[-1][0] if len(found) == limit else None
@@ -243,20 +262,17 @@ Keep = Callable[[Connection, Collection[int]], object]
 
 
 def remove_due(
-    database: Database, rules: Sequence[Rule], rule: Rule, run: int, limit: int = 100, keep: Keep | None = None
+    database: Database, rule: Rule, which: ColumnElement[bool], run: int, limit: int = 100, keep: Keep | None = None
 ) -> list[Removal]:
-    """Remove a chunk of what a rule covers in one transaction, each session with its row in ``removals``.
+    """Remove a chunk of what is due by a rule in one transaction, each session with its row in ``removals``.
 
     They are chosen and locked in the transaction that removes them: one that was used since anybody listed it stays.
 
     Args:
+        which: as ``due_now`` says.
         run: under which the receipts stand.
     """
-
-    def chunk(db: Connection) -> list[Removal]:
-        which = due(db, rules, rule)
-        return [] if which is None else _remove_chunk(db, which, rule.name, limit, order_of(rule), run, keep)
-
+    chunk = partial(_remove_chunk, which=which, rule=rule.name, limit=limit, order=order_of(rule), run=run, keep=keep)
     removed = database.transact(chunk, is_patient=True)
     if removed:
         reached("cleanup.between_chunks")
@@ -278,7 +294,7 @@ def _remove_chunk(
         return []
     # Counted anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
     counted = _counted(db.dialect.name).where(SESSIONS.c.id.in_(ids), which).order_by(SESSIONS.c.id)
-    found = dict(_removals(db, counted, rule))
+    found = dict(_few(_removals(db, counted, rule)))
     for session_id in found:
         fence_off(db, session_id)
     if found and keep is not None:
@@ -290,10 +306,23 @@ def _remove_chunk(
     return list(found.values())
 
 
+def _few(removals: Iterator[tuple[int, Removal]]) -> Iterator[tuple[int, Removal]]:
+    """As many as have no more turns together than a transaction takes away; one at least. The others are next."""
+    turns = 0
+    for place, (session_id, removal) in enumerate(removals):
+        turns += removal.turns
+        if place and turns > TURNS_A_TRANSACTION:
+            return
+        yield session_id, removal
+
+
 def remove_unused(database: Database, sessions: Collection[int], batch_id: int, rule: str) -> int:
     """Remove those of the sessions that a batch made and nobody uses: no work waits, and they are not held.
 
     Returns: how many.
     """
     made = and_(SESSIONS.c.id.in_(sessions), SESSIONS.c.batch_id == batch_id, removable())
-    return len(database.transact(partial(_remove_chunk, which=made, rule=rule, limit=len(sessions)), is_patient=True))
+    chunk, many = partial(_remove_chunk, which=made, rule=rule, limit=len(sessions)), 0
+    while removed := database.transact(chunk, is_patient=True):
+        many += len(removed)
+    return many

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, and_, exists, not_, or_, select
 
 from inturn.models.clock import now
 from inturn.models.states import Retention, SessionState
@@ -85,13 +86,18 @@ def due(db: Connection, rules: Sequence[Rule], rule: Rule) -> ColumnElement[bool
     if rule.own and rule.idle_seconds is None:
         over.append(SESSIONS.c.last_activity_at < now(-SESSIONS.c.retention_seconds))
     if rule.idle_seconds is not None:
-        over.append(SESSIONS.c.last_activity_at < now(-rule.idle_seconds))
+        over.append(SESSIONS.c.last_activity_at < ago(rule.idle_seconds))
     if rule.age_seconds is not None:
-        over.append(SESSIONS.c.created_at < now(-rule.age_seconds))
+        over.append(SESSIONS.c.created_at < ago(rule.age_seconds))
     mine = covered(dialect, rules, rule)
     if rule.more_than is not None and (last := _last_to_stay(db, mine, rule.more_than)) is not None:
         over.append(last)
     return and_(or_(*over), mine, removable()) if over else None
+
+
+def ago(seconds: float) -> ScalarSelect[datetime]:
+    """As a subquery, which PostgreSQL works out once: what may change from row to row is no end of a range of an index."""
+    return select(now(-seconds)).scalar_subquery()
 
 
 def _last_to_stay(db: Connection, mine: ColumnElement[bool], many: int) -> ColumnElement[bool] | None:

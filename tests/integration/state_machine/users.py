@@ -190,8 +190,10 @@ class Users(Story):
             it.id for it in self.seen.conversations.values()
             if it.is_active and not it.session.held and not it.of(*UNFINISHED) and it.session.last_activity_at <= oldest
         ]  # fmt: skip
-        rules = [default_rule(idle_seconds)]
-        removed = retention.remove_due(self.house.database, rules, rules[0], 0)
+        rule = default_rule(idle_seconds)
+        which = retention.due_now(self.house.database, [rule], rule)
+        assert which is not None
+        removed = retention.remove_due(self.house.database, rule, which, 0)
         assert sorted(it.session_id for it in removed) == sorted(self.seen.conversations[it].session.key for it in idle)
         assert not set(idle) & self.look().conversations.keys()
         self.nothing_changed(but=idle)
