@@ -22,6 +22,7 @@ from inturn.models.errors import (
 from inturn.models.states import FINAL, UNFINISHED, Lane, TurnState
 from inturn.models.store import halting, lanes, opening, retention, sending
 from inturn.models.store.opening import Hold, NewSession
+from inturn.models.store.receipts import Removal
 from inturn.models.store.rules import default_rule
 from inturn.models.store.sending import Sent, WhenBusy
 from tests.integration.state_machine.conversations import Conversation
@@ -193,7 +194,9 @@ class Users(Story):
         rule = default_rule(idle_seconds)
         which = retention.due_now(self.house.database, [rule], rule)
         assert which is not None
-        removed = retention.remove_due(self.house.database, rule, which, 0)
+        removed = list[Removal]()
+        while chunk := retention.remove_due(self.house.database, rule, which, 0):
+            removed += chunk
         assert sorted(it.session_id for it in removed) == sorted(self.seen.conversations[it].session.key for it in idle)
         assert not set(idle) & self.look().conversations.keys()
         self.nothing_changed(but=idle)
