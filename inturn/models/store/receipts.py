@@ -1,14 +1,28 @@
 """Receipts: what retention removed, when, under which rule, and for whom. IDs and counts, never text."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, null, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    Select,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
 
 from inturn.models.clock import now
 from inturn.models.database import Database
-from inturn.models.tables import REMOVAL_RUNS, REMOVALS
+from inturn.models.tables import MESSAGES, REMOVAL_RUNS, REMOVALS, SESSIONS, TURNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +96,39 @@ def end_run(
     database.transact(lambda db: db.execute(update(REMOVAL_RUNS).where(REMOVAL_RUNS.c.id == run).values(ended)))
 
 
-def note(db: Connection, run: int | None, removals: Collection[Removal]) -> None:
-    """Write the receipts of what a transaction removes, which is something."""
-    rows = [
-        {"session_key": it.session_id, "run_id": run} | {name: getattr(it, name) for name in Removal.__slots__[1:]}
-        for it in removals
-    ]
-    db.execute(insert(REMOVALS).values(removed_at=now()), rows)
-    sums = {
-        name: REMOVAL_RUNS.c[name] + sum(getattr(it, name) for it in removals)
-        for name in ("turns", "messages", "bytes")
-    }
-    mine = update(REMOVAL_RUNS).where(REMOVAL_RUNS.c.id == run)
-    db.execute(mine.values(sums | {"sessions": REMOVAL_RUNS.c.sessions + len(removals)}))
+def counted(dialect: str, rule: str) -> Select[Any]:
+    """What receipts say of sessions: the columns of ``Removal``, in its order."""
+    mine = MESSAGES.c.session_id == SESSIONS.c.id
+    # What SQLite calls the length of a text are its characters.
+    size = func.octet_length(MESSAGES.c.content) if dialect == "postgresql" else _octets(MESSAGES.c.content)
+    return select(
+        SESSIONS.c.key,
+        literal(rule).label("rule"),
+        select(func.count()).where(TURNS.c.session_id == SESSIONS.c.id).scalar_subquery().label("turns"),
+        select(func.count()).where(mine).scalar_subquery().label("messages"),
+        select(cast(func.coalesce(func.sum(size), 0), BigInteger)).where(mine).scalar_subquery().label("bytes"),
+        SESSIONS.c.last_activity_at,
+    )
+
+
+def _octets(column: ColumnElement[str]) -> ColumnElement[int]:
+    return func.length(cast(column, LargeBinary))
+
+
+def note(db: Connection, run: int | None, rule: str, which: ColumnElement[bool]) -> list[Removal]:
+    """Write the receipts of the sessions that a transaction is about to remove; returns what they say."""
+    names = [column.key for column in COLUMNS[: len(Removal.__slots__)]]
+    rows = counted(db.dialect.name, rule).add_columns(literal(run, BigInteger), now()).where(which)
+    new = insert(REMOVALS).from_select([*names, "run_id", "removed_at"], rows.order_by(SESSIONS.c.id))
+    removals = [Removal(*row) for row in db.execute(new.returning(*COLUMNS[: len(names)]))]
+    if removals:
+        sums = {
+            name: REMOVAL_RUNS.c[name] + sum(getattr(it, name) for it in removals)
+            for name in ("turns", "messages", "bytes")
+        }
+        mine = update(REMOVAL_RUNS).where(REMOVAL_RUNS.c.id == run)
+        db.execute(mine.values(sums | {"sessions": REMOVAL_RUNS.c.sessions + len(removals)}))
+    return removals
 
 
 def list_runs(database: Database, before: int | None = None, limit: int = 100) -> list[Run]:

@@ -1,16 +1,14 @@
 """Removal: on request, and by the rules of retention, with receipts."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    LargeBinary,
-    Select,
+    Row,
     and_,
-    cast,
     delete,
     exists,
     func,
@@ -26,8 +24,9 @@ from inturn.models.failpoints import reached
 from inturn.models.states import SessionState
 from inturn.models.store.budgets import session_key
 from inturn.models.store.lines import SESSION_DELETED
-from inturn.models.store.receipts import Removal, note
+from inturn.models.store.receipts import Removal, counted, note
 from inturn.models.store.rules import Rule, covered, due, order_of, removable
+from inturn.models.store.selecting import among
 from inturn.models.store.tally import INSERT, keep_usage
 from inturn.models.tables import (
     ATTEMPTS,
@@ -68,9 +67,7 @@ def erase(database: Database, session_id: int, run: int, *, held_too: bool) -> R
     booked = list[Removal]()
 
     def book(db: Connection) -> None:
-        counted = _counted(db.dialect.name).where(mine)
-        booked[:] = [removal for _, removal in _removals(db, counted, ERASURE)]
-        note(db, run, booked)
+        booked[:] = note(db, run, ERASURE, mine)
         keys = [removal.session_id for removal in booked]
         db.execute(delete(SCHEDULES).where(SCHEDULES.c.session_key.in_(keys), SCHEDULES.c.new_session.is_(False)))
 
@@ -110,11 +107,20 @@ def fence_off(db: Connection, session_id: int) -> None:
 
 
 def _take_whole(db: Connection, sessions: Collection[int]) -> None:
-    """What they used stays, as a sum. The caller has fenced them off, and holds their locks."""
-    keep_usage(db, ATTEMPTS.c.session_id.in_(sessions))
-    _keep_lines(db, TURNS.c.session_id.in_(sessions))
-    db.execute(delete(SESSIONS).where(SESSIONS.c.id.in_(sessions)))
-    db.execute(delete(SPENDING).where(SPENDING.c.scope.in_(list(map(session_key, sessions)))))
+    """What they used stays, as a sum. The caller holds their locks. Each table has a statement of its own: the cascade,
+    which finds none left, would take one for each session and table.
+    """
+    if not sessions:
+        return
+    db.execute(
+        delete(LEASES).where(among(db, LEASES.c.session_id, sessions))
+    )  # first: no worker is at one of them then
+    keep_usage(db, among(db, ATTEMPTS.c.session_id, sessions))
+    _keep_lines(db, among(db, TURNS.c.session_id, sessions))
+    for rows in (MESSAGES, ATTEMPTS, TURNS):
+        db.execute(delete(rows).where(among(db, rows.c.session_id, sessions)))
+    db.execute(delete(SESSIONS).where(among(db, SESSIONS.c.id, sessions)))
+    db.execute(delete(SPENDING).where(among(db, SPENDING.c.scope, list(map(session_key, sessions)))))
 
 
 def take_away(database: Database, session_id: int, next_turn: int) -> None:
@@ -181,9 +187,9 @@ def list_due(database: Database, rules: Sequence[Rule], rule: Rule, limit: int =
     after: int | None = 0
     which = due_now(database, rules, rule)
     while after is not None and which is not None:
-        page = _counted(database.dialect).where(which, SESSIONS.c.id > after).order_by(SESSIONS.c.id).limit(limit)
+        page = counted(database.dialect, rule.name).add_columns(SESSIONS.c.id).order_by(SESSIONS.c.id).limit(limit)
         with database.reading() as db:
-            found = list(_removals(db, page, rule.name))
+            found = [(last, Removal(*row)) for *row, last in db.execute(page.where(which, SESSIONS.c.id > after))]
         yield from (removal for _, removal in found)
         after = found[-1][0] if len(found) == limit else None
 
@@ -224,37 +230,11 @@ def list_matching(database: Database, which: Rule, after: int = 0, limit: int = 
     """A page of the sessions of a pattern and labels: surrogate ids, by which they are in order, whether they are held, and
     what is in them.
     """
-    page = _counted(database.dialect).add_columns(SESSIONS.c.held)
+    page = counted(database.dialect, ERASURE).add_columns(SESSIONS.c.id, SESSIONS.c.held)
     active = and_(SESSIONS.c.state == SessionState.ACTIVE, SESSIONS.c.id > after, which.matches(database.dialect))
     with database.reading() as db:
         rows = db.execute(page.where(active).order_by(SESSIONS.c.id).limit(limit))
-        return [
-            (session_id, held, Removal(key, ERASURE, turns, messages, int(size), active))
-            for session_id, key, turns, messages, size, active, held in rows
-        ]
-
-
-def _counted(dialect: str) -> Select[Any]:
-    # What SQLite calls the length of a text are its characters.
-    size = func.octet_length(MESSAGES.c.content) if dialect == "postgresql" else _octets(MESSAGES.c.content)
-    mine = MESSAGES.c.session_id == SESSIONS.c.id
-    return select(
-        SESSIONS.c.id,
-        SESSIONS.c.key,
-        select(func.count()).where(TURNS.c.session_id == SESSIONS.c.id).scalar_subquery(),
-        select(func.count()).where(mine).scalar_subquery(),
-        select(func.coalesce(func.sum(size), 0)).where(mine).scalar_subquery(),
-        SESSIONS.c.last_activity_at,
-    )
-
-
-def _octets(column: ColumnElement[str]) -> ColumnElement[int]:
-    return func.length(cast(column, LargeBinary))
-
-
-def _removals(db: Connection, statement: Select[Any], rule: str) -> Iterator[tuple[int, Removal]]:
-    for session_id, key, turns, messages, size, active in db.execute(statement):
-        yield session_id, Removal(key, rule, turns, messages, int(size), active)
+        return [(session_id, held, Removal(*row)) for *row, session_id, held in rows]
 
 
 Keep = Callable[[Connection, Collection[int]], object]
@@ -288,32 +268,29 @@ def _remove_chunk(
     run: int | None = None,
     keep: Keep | None = None,
 ) -> list[Removal]:
-    locked = select(SESSIONS.c.id).where(which).order_by(*order).limit(limit)
-    ids = [row.id for row in db.execute(locked.with_for_update(skip_locked=True, key_share=True))]
-    if not ids:
+    locked = select(SESSIONS.c.key, SESSIONS.c.id, SESSIONS.c.next_turn).where(which).order_by(*order).limit(limit)
+    rows = db.execute(locked.with_for_update(skip_locked=True, key_share=True)).all()
+    if not rows:
         return []
-    # Counted anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
-    counted = _counted(db.dialect.name).where(SESSIONS.c.id.in_(ids), which).order_by(SESSIONS.c.id)
-    found = dict(_few(_removals(db, counted, rule)))
-    for session_id in found:
-        fence_off(db, session_id)
+    ids = dict(_few(rows))
+    # Looked at anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
+    removals = note(db, run, rule, and_(among(db, SESSIONS.c.id, ids.values()), which))
+    found = [ids[removal.session_id] for removal in removals]
     if found and keep is not None:
         be_patient(db)
         keep(db, found)
-    if found:
-        note(db, run, found.values())
     _take_whole(db, found)
-    return list(found.values())
+    return removals
 
 
-def _few(removals: Iterator[tuple[int, Removal]]) -> Iterator[tuple[int, Removal]]:
+def _few(rows: Iterable[Row[Any, Any, Any]]) -> Iterator[tuple[str, int]]:
     """As many as have no more turns together than a transaction takes away; one at least. The others are next."""
     turns = 0
-    for place, (session_id, removal) in enumerate(removals):
-        turns += removal.turns
+    for place, row in enumerate(rows):
+        turns += row.next_turn - 1
         if place and turns > TURNS_A_TRANSACTION:
             return
-        yield session_id, removal
+        yield row.key, row.id
 
 
 def remove_unused(database: Database, sessions: Collection[int], batch_id: int, rule: str) -> int:

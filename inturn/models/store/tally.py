@@ -5,7 +5,7 @@ They are written in the very transaction that takes the attempts away, so that n
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, true
+from sqlalchemy import ColumnElement, Connection, Date, Text, and_, case, cast, func, or_, select, text, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inturn.models.states import POISONED, AttemptOutcome
@@ -29,7 +29,7 @@ def day_of(dialect: str, moment: ColumnElement[Any]) -> ColumnElement[str]:
     """``2026-11-29``, in UTC."""
     if dialect == "sqlite":
         return func.substr(moment, 1, len("2026-11-29"))  # as SQLAlchemy writes times there: in UTC, the day first
-    return func.to_char(func.timezone("UTC", moment), "YYYY-MM-DD")
+    return cast(cast(func.timezone("UTC", moment), Date), Text)
 
 
 def sums(counted: ColumnElement[bool]) -> list[ColumnElement[Any]]:
@@ -61,13 +61,14 @@ def keep_usage(db: Connection, which: ColumnElement[bool]) -> None:
     Args:
         which: of the attempts.
     """
+    first_two = text("1"), text("2")  # by their names, PostgreSQL would take the table's
+    asked_last = select(TURNS.c.model).where(OF_THEIR_TURNS).scalar_subquery()
     day = day_of(db.dialect.name, ATTEMPTS.c.started_at).label("day")
     used = (
-        select(day, MODEL.label("model"), *sums(true()))
-        .join(TURNS, OF_THEIR_TURNS)
+        select(day, func.coalesce(ATTEMPTS.c.model, asked_last).label("model"), *sums(true()))
         .where(which)
-        .group_by(day, MODEL)
-        .order_by("day", "model")  # so that two removers take the rows in one order
+        .group_by(*first_two)
+        .order_by(*first_two)  # so that two removers take the rows in one order
     )
     names = ("day", "model", *COUNTS)
     adding = INSERT[db.dialect.name](PAST_USAGE).from_select(names, used)
