@@ -8,7 +8,9 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Text,
     and_,
+    cast,
     delete,
     exists,
     func,
@@ -22,12 +24,12 @@ from inturn.models.database import Database, be_patient
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.failpoints import reached
 from inturn.models.states import SessionState
-from inturn.models.store.budgets import session_key
+from inturn.models.store.budgets import SESSION
 from inturn.models.store.lines import SESSION_DELETED
 from inturn.models.store.receipts import Removal, counted, note
 from inturn.models.store.rules import Rule, covered, due, order_of, removable
-from inturn.models.store.selecting import among
-from inturn.models.store.tally import INSERT, keep_usage
+from inturn.models.store.selecting import Among
+from inturn.models.store.tally import INSERT, keep_usage, used_by
 from inturn.models.tables import (
     ATTEMPTS,
     BATCH_LINES,
@@ -112,15 +114,16 @@ def _take_whole(db: Connection, sessions: Collection[int]) -> None:
     """
     if not sessions:
         return
-    db.execute(
-        delete(LEASES).where(among(db, LEASES.c.session_id, sessions))
-    )  # first: no worker is at one of them then
-    keep_usage(db, among(db, ATTEMPTS.c.session_id, sessions))
-    _keep_lines(db, among(db, TURNS.c.session_id, sessions))
+    these = Among(db, sessions)
+    db.execute(delete(LEASES).where(these.has(LEASES.c.session_id)))  # first: no worker is at one of them after that
+    used = used_by(db, these.has(ATTEMPTS.c.session_id))
+    _keep_lines(db, these.has(TURNS.c.session_id))
+    scopes = select(literal(f"{SESSION}:") + cast(SESSIONS.c.id, Text)).where(these.has(SESSIONS.c.id))
+    db.execute(delete(SPENDING).where(SPENDING.c.scope.in_(scopes)))
     for rows in (MESSAGES, ATTEMPTS, TURNS):
-        db.execute(delete(rows).where(among(db, rows.c.session_id, sessions)))
-    db.execute(delete(SESSIONS).where(among(db, SESSIONS.c.id, sessions)))
-    db.execute(delete(SPENDING).where(among(db, SPENDING.c.scope, list(map(session_key, sessions)))))
+        db.execute(delete(rows).where(these.has(rows.c.session_id)))
+    db.execute(delete(SESSIONS).where(these.has(SESSIONS.c.id)))
+    keep_usage(db, used)
 
 
 def take_away(database: Database, session_id: int, next_turn: int) -> None:
@@ -135,7 +138,7 @@ def take_away(database: Database, session_id: int, next_turn: int) -> None:
 
 def _take_turns(db: Connection, session_id: int, upto: int) -> None:
     if _locked(db, session_id):
-        keep_usage(db, and_(ATTEMPTS.c.session_id == session_id, ATTEMPTS.c.turn_number <= upto))
+        keep_usage(db, used_by(db, and_(ATTEMPTS.c.session_id == session_id, ATTEMPTS.c.turn_number <= upto)))
         _keep_lines(db, and_(TURNS.c.session_id == session_id, TURNS.c.number <= upto))
     for rows, number in (
         (MESSAGES, MESSAGES.c.turn_number),
@@ -274,7 +277,7 @@ def _remove_chunk(
         return []
     ids = dict(_few(rows))
     # Looked at anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
-    removals = note(db, run, rule, and_(among(db, SESSIONS.c.id, ids.values()), which))
+    removals = note(db, run, rule, and_(Among(db, ids.values()).has(SESSIONS.c.id), which))
     found = [ids[removal.session_id] for removal in removals]
     if found and keep is not None:
         be_patient(db)

@@ -1,21 +1,23 @@
 """Which sessions: conditions on their rows, for lists, for rules, for whatever is done to many of them."""
 
-import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     Connection,
+    Select,
     and_,
     any_,
-    bindparam,
+    cast,
     exists,
     func,
+    literal,
     literal_column,
     or_,
     select,
@@ -24,8 +26,6 @@ from sqlalchemy import (
 
 from inturn.models.states import UNFINISHED, SessionState
 from inturn.models.tables import SESSIONS, TURNS
-
-T = TypeVar("T")
 
 WILD = re.compile(r"[*?]")
 AFTER_ALL = "\x7f"
@@ -75,11 +75,20 @@ def has_work() -> ColumnElement[bool]:
     return or_(*(exists().where(mine, TURNS.c.state == literal_column(f"'{state}'")) for state in UNFINISHED))
 
 
-def among(db: Connection, column: ColumnElement[T], values: Collection[T]) -> ColumnElement[bool]:
-    """``IN`` with one parameter, however many they are: the statement stays the same, and costs little to prepare."""
-    if db.dialect.name == "sqlite":
-        return column.in_(select(func.json_each(json.dumps(list(values))).table_valued("value").c.value))
-    return column == any_(bindparam(None, list(values), ARRAY(column.type), unique=True))
+class Among:
+    """Many surrogate ids, as one parameter of statements: these stay the same however many there are, and cost little to
+    prepare.
+    """
+
+    def __init__(self, db: Connection, ids: Iterable[int]) -> None:
+        listed = ",".join(map(str, ids))
+        if db.dialect.name == "sqlite":
+            self._in: Any = select(func.json_each(f"[{listed}]").table_valued("value").c.value)
+        else:
+            self._in = any_(cast(literal(f"{{{listed}}}"), ARRAY(BigInteger)))
+
+    def has(self, column: ColumnElement[int]) -> ColumnElement[bool]:
+        return column.in_(self._in) if isinstance(self._in, Select) else column == self._in
 
 
 def is_like(dialect: str, column: ColumnElement[str], pattern: str) -> ColumnElement[bool]:

@@ -3,6 +3,7 @@
 They are written in the very transaction that takes the attempts away, so that nothing is counted twice, nor missing.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Date, Text, and_, case, cast, func, or_, select, text, true
@@ -52,25 +53,24 @@ def sums(counted: ColumnElement[bool]) -> list[ColumnElement[Any]]:
     return [column.label(name) for column, name in zip(columns, COUNTS, strict=True)]
 
 
-def keep_usage(db: Connection, which: ColumnElement[bool]) -> None:
-    """Before attempts are taken away: add what they used to what is known of removed sessions.
+def used_by(db: Connection, which: ColumnElement[bool]) -> Sequence[Mapping[str, Any]]:
+    """What attempts used, by day and model, as rows of ``past_usage``, in one order for all who write some.
 
-    Called where nobody else can take the same ones away at this moment: under the lock of their session. A call that is
-    still under way is one of which nothing will ever be known.
-
-    Args:
-        which: of the attempts.
+    Asked where nobody else can take the same attempts away: under the lock of their session. A call that is still under way
+    is one of which nothing will ever be known.
     """
     first_two = text("1"), text("2")  # by their names, PostgreSQL would take the table's
     asked_last = select(TURNS.c.model).where(OF_THEIR_TURNS).scalar_subquery()
     day = day_of(db.dialect.name, ATTEMPTS.c.started_at).label("day")
-    used = (
-        select(day, func.coalesce(ATTEMPTS.c.model, asked_last).label("model"), *sums(true()))
-        .where(which)
-        .group_by(*first_two)
-        .order_by(*first_two)  # so that two removers take the rows in one order
-    )
-    names = ("day", "model", *COUNTS)
-    adding = INSERT[db.dialect.name](PAST_USAGE).from_select(names, used)
-    more = {name: PAST_USAGE.c[name] + adding.excluded[name] for name in COUNTS}
-    db.execute(adding.on_conflict_do_update(index_elements=["day", "model"], set_=more))
+    used = select(day, func.coalesce(ATTEMPTS.c.model, asked_last).label("model"), *sums(true())).where(which)
+    return list(map(dict, db.execute(used.group_by(*first_two).order_by(*first_two)).mappings()))
+
+
+def keep_usage(db: Connection, used: Sequence[Mapping[str, Any]]) -> None:
+    """Add what attempts used that are taken away to what is known of removed sessions. Best at a transaction's end: all
+    removers write the same few rows.
+    """
+    if used:
+        adding = INSERT[db.dialect.name](PAST_USAGE)
+        more = {name: PAST_USAGE.c[name] + adding.excluded[name] for name in COUNTS}
+        db.execute(adding.on_conflict_do_update(index_elements=["day", "model"], set_=more), used)
