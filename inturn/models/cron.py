@@ -22,8 +22,8 @@ EXAMPLE = "write five fields, such as '0 9 * * 1' (Mondays at 9:00) or '*/15 * *
 FIELDS = {"minute": 59, "hour": 23, "day-of-month": 31, "month": 12, "day-of-week": 7}
 """The fields in their order, and the last value of each."""
 WORDS = {
-    "month": "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split(),
-    "day-of-week": "SUN MON TUE WED THU FRI SAT".split(),
+    "month": ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"],
+    "day-of-week": ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"],
 }
 ALIASES = {
     "@hourly": "0 * * * *",
@@ -34,7 +34,7 @@ ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-"""Words that other crons know. Here they are refused, and said to be what they stand for: one thing is written in one way."""
+"""Words that other crons know. Here they are refused, and what they stand for is said: there is one way to write a thing."""
 LONGEST = 200
 LOOKS_BACK = (timedelta(hours=2), timedelta(days=2), timedelta(days=60))
 """How far one looks back for the latest runs, until that is far enough."""
@@ -51,6 +51,9 @@ class Cron:
 
     expression: str
     timezone: str
+
+    def __str__(self) -> str:
+        return f"{self.expression} {self.timezone}"
 
     def runs(self, after: datetime) -> Iterator[datetime]:
         """The runs later than a moment, in UTC, each later than the one before; ends if there is none for 50 years.

@@ -126,7 +126,9 @@ def test_a_time_zone_that_is_none_is_refused(timezone: object) -> None:
     assert ("did you mean 'Europe/Berlin'?" in str(caught.value)) == (timezone == "Europe/Berln")
 
 
-@pytest.mark.parametrize("expression", ["*/59 */23 */31 */12 */7", "5/20 * 1-10/3 JAN-SEP MON#1", "0 0 L * *", "0 0 LW * 5L"])
+@pytest.mark.parametrize(
+    "expression", ["*/59 */23 */31 */12 */7", "5/20 * 1-10/3 JAN-SEP MON#1", "0 0 L * *", "0 0 LW * 5L"]
+)
 def test_what_is_unusual_is_understood(expression: str) -> None:
     assert checked_cron(expression, "UTC", NOON).expression == expression
 
