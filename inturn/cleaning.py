@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,7 @@ class Cleanup:
         chunk: sessions per transaction.
         share: of all sessions, what one cleanup may remove at most; None: any.
         is_paced: whether it rests between chunks, so that others get the database.
+        only: the names of those that are carried out; None: all. The others cover their sessions all the same.
     """
 
     database: Database
@@ -47,10 +48,11 @@ class Cleanup:
     chunk: int = 100
     share: float | None = None
     is_paced: bool = False
+    only: Collection[str] | None = None
 
     def due(self) -> Iterator[Removal]:
         """What ``run`` would remove now, rule by rule."""
-        for rule in self.rules:
+        for rule in self._chosen():
             yield from retention.list_due(self.database, self.rules, rule)
 
     def run(self, on_progress: Progress = lambda done, total: None) -> Iterator[Removal]:
@@ -61,11 +63,11 @@ class Cleanup:
             RemovalShareError: it would be too large a share of all sessions; nothing is removed.
             ArchiveError: an archive cannot be written; what it was to hold is not removed.
         """
-        counts = retention.count_due(self.database, self.rules)
+        counts = retention.count_due(self.database, self.rules, self._chosen())
         total, done = sum(counts.values()), 0
         self._check_share(counts, total)
         failures = list[InturnError]()
-        for rule in self.rules:
+        for rule in self._chosen():
             if counts.get(rule.name):
                 try:
                     for removal in self._carry_out(rule):
@@ -77,6 +79,9 @@ class Cleanup:
                     failures.append(error)
         if failures:
             raise failures[0]
+
+    def _chosen(self) -> Sequence[Rule]:
+        return self.rules if self.only is None else [rule for rule in self.rules if rule.name in self.only]
 
     def _carry_out(self, rule: Rule) -> Iterator[Removal]:
         which = retention.due_now(self.database, self.rules, rule)

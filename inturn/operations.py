@@ -9,9 +9,10 @@ from typing import get_args
 from inturn.cleaning import Cleanup, Progress, caller
 from inturn.connections import Connections
 from inturn.models.content import checked_labels, checked_lane, checked_session_id, checked_text
+from inturn.models.cron import Cron
 from inturn.models.errors import DeliveryNotFoundError, InturnError, InvalidInputError
-from inturn.models.states import DeliveryState
-from inturn.models.store import budgets, lanes, reading, receipts, retention, usage, webhooks
+from inturn.models.states import DeliveryState, ProcessKind
+from inturn.models.store import budgets, lanes, moments, reading, receipts, retention, usage, webhooks
 from inturn.models.store.budgets import Standing
 from inturn.models.store.lanes import LaneInfo
 from inturn.models.store.presence import WorkerInfo
@@ -28,6 +29,7 @@ from inturn.settings import Settings
 from inturn.turn import Turn, checked_choice
 from inturn.waiting import alive_workers
 from inturn.workers.live import forget
+from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
 
 PAGE = 100
 
@@ -38,12 +40,17 @@ class RuleInfo:
 
     Attributes:
         sessions: how many it covers.
-        due: how many of them the next cleanup removes.
+        due: how many of them it removes as soon as it is carried out.
+        cron: when that is; None: once in ``cleanup_interval_seconds``.
+        next_at: when it is carried out next: the moment that its cron says (it is past, if no beat was there), or about when
+            beat cleans up; None: it removes nothing, or has no cron, and no beat is alive.
     """
 
     rule: Rule
     sessions: int
     due: int
+    cron: Cron | None
+    next_at: datetime | None
 
 
 class Operations(ABC):
@@ -203,12 +210,30 @@ class Operations(ABC):
         return erased
 
     def list_rules(self) -> list[RuleInfo]:
-        """The rules of retention in their order, with how many sessions each covers, and how many are due by it now."""
-        database, rules = self.connections.database, self.settings.rules()
-        counts = retention.count_due(database, rules)
-        return [
-            RuleInfo(rule, retention.count_covered(database, rules, rule), counts.get(rule.name, 0)) for rule in rules
-        ]
+        """The rules of retention in their order, with how many sessions each covers, how many are due by it now, and when it
+        is carried out next.
+        """
+        database, rules, crons = self.connections.database, self.settings.rules(), self.settings.crons()
+        counts, times, others = retention.count_due(database, rules), self._moments(), self._next_cleanup()
+
+        def described(rule: Rule) -> RuleInfo:
+            sessions, due = retention.count_covered(database, rules, rule), counts.get(rule.name)
+            next_at = None if due is None else times.get(rule.name, others)
+            return RuleInfo(rule, sessions, due or 0, crons.get(rule.name), next_at)
+
+        return [described(rule) for rule in rules]
+
+    def _moments(self) -> dict[str, datetime]:
+        with self.connections.database.reading() as db:
+            return moments.upcoming(db, self.settings.crons())
+
+    def _next_cleanup(self) -> datetime | None:
+        database, settings = self.connections.database, self.settings
+        beats = (
+            one.started_at for one in alive_workers(database, settings) if one.alive and one.kind is ProcessKind.BEAT
+        )
+        with database.reading() as db:
+            return moments.next_cleanup(db, REMOVE_EXPIRED_SESSIONS, settings.cleanup_interval_seconds, beats)
 
     def rule_of(self, session_id: str) -> tuple[Rule | None, bool]:
         """Which rule of retention covers a session (None: it is kept for ever), and whether it is due by it now.

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from inturn.models.cron import Cron, checked_cron, checked_timezone
 
 if TYPE_CHECKING:
     from inturn.models.store.rules import Rule
@@ -41,6 +44,11 @@ class RetentionSettings(BaseModel):
     archive: str = Field(
         default="", description="Directory or URL that transcripts are written to before. Default none."
     )
+    cron: str | None = Field(
+        default=None,
+        description="When it is carried out: minute, hour, day, month, weekday. Default with each cleanup.",
+    )
+    time_zone: str | None = Field(default=None, description="Where it is that time: an IANA name. Default UTC.")
     allow_remove_all: bool = Field(
         default=False, description="Whether it may cover every session and keep none of them. Default no."
     )
@@ -66,11 +74,25 @@ class RetentionSettings(BaseModel):
         """Tied to a place: beat may have been started in another directory than who reads this."""
         return archive if not archive or "://" in archive else str(Path(archive).expanduser().absolute())
 
+    @field_validator("cron", mode="before")
+    @classmethod
+    def _check_cron(cls, cron: object) -> str | None:
+        return None if cron is None else checked_cron(cron, "UTC", datetime.now(UTC)).expression
+
+    @field_validator("time_zone", mode="before")
+    @classmethod
+    def _check_time_zone(cls, time_zone: object) -> str | None:
+        return None if time_zone is None else checked_timezone(time_zone)
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         limits = [limit for limit in (self.idle_days, self.age_days, self.more_than) if limit is not None]
-        if self.forever and (limits or self.archive):
+        if self.forever and (limits or self.archive or self.cron):
             raise ValueError(f"rule {self.name!r} keeps its sessions for ever: leave its other limits out, or forever")
+        if self.time_zone and not self.cron:
+            raise ValueError(
+                f"rule {self.name!r} has a time_zone, but no cron to be read in it: add one, or leave it out"
+            )
         if not self.forever and not limits:
             raise ValueError(
                 f"rule {self.name!r} says nothing of when: give it idle_days, age_days, more_than, or forever = true"
@@ -95,6 +117,10 @@ class RetentionSettings(BaseModel):
     def covers(self) -> tuple[Any, ...]:
         """What it says of which sessions; equal for rules that cover the same ones."""
         return self.match, tuple(sorted(self.labels.items())), self.model, self.kind
+
+    def moments(self) -> Cron | None:
+        """When it is carried out; None: with each cleanup."""
+        return None if self.cron is None else Cron(self.cron, self.time_zone or "UTC")
 
     def rule(self) -> "Rule":
         """As the store knows it."""

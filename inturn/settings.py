@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as SourceError
 
 from inturn.budget_settings import BudgetSettings
+from inturn.models.cron import Cron
 from inturn.models.errors import SettingsError
 from inturn.origins import ENVIRONMENT_PREFIX, PROJECT_FILE, layers_of, origin_of, read_toml, user_file
 from inturn.provider_settings import VENDORS, Positive, Vendor
@@ -215,6 +216,10 @@ class Settings(BaseSettings):
         from inturn.models.store.rules import OWN, default_rule  # brings SQLAlchemy
 
         return [OWN, *(each.rule() for each in self.retention), default_rule(self.retention_days * DAY_SECONDS)]
+
+    def crons(self) -> dict[str, Cron]:
+        """The rules that are carried out at moments of their own, by name."""
+        return {each.name: cron for each in self.retention if (cron := each.moments()) is not None}
 
     def hooks(self) -> "list[Hook]":
         """The webhooks, as the store knows them."""

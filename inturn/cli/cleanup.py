@@ -31,9 +31,9 @@ BAR_FROM_SESSIONS = 100
 def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None, yes: bool, as_json: bool) -> None:
     """Remove sessions whose retention is over.
 
-    Never one that is held, or that has turns queued or running, nor with --older-than one that is kept for ever. Beat
-    does the same on its own, once an hour. `inturn retention show` lists the rules, and `inturn retention history` what
-    was removed.
+    All rules are carried out at once. What is held, or has turns queued or running, stays, and with --older-than what was
+    made to be kept for ever. Beat does the same on its own: once an hour, and by rules that have a cron when that says
+    so. `inturn retention show` lists the rules, and `inturn retention history` what was removed.
     """
     how: dict[str, Any] = {"older_than": older_than}
     with invocation.client() as client:

@@ -118,7 +118,7 @@ def missing_beat(settings: "Settings", database: "Database", mend: str) -> Findi
     from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
 
     with database.reading() as db:
-        work = beat_work(db, REMOVE_EXPIRED_SESSIONS, settings.cleanup_interval_seconds)
+        work = beat_work(db, REMOVE_EXPIRED_SESSIONS, settings.cleanup_interval_seconds, settings.crons())
     nothing = "nothing is cleaned up" + ", which is due" * work.is_cleanup_due
     if not work.schedules:
         return Finding("warn", "beat", f"not alive, so {nothing}: {mend}")

@@ -9,6 +9,7 @@ import click
 
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
+from inturn.cli.schedule import tell_beat
 from inturn.cli.values import shown_span
 from inturn.models.errors import SessionNotFoundError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from inturn.client import SessionMetadata
     from inturn.models.store.receipts import Run
     from inturn.models.store.rules import Rule
+    from inturn.operations import RuleInfo
 
 
 @click.group()
@@ -32,20 +34,39 @@ def retention() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per rule.")
 @pass_invocation
 def show(invocation: Invocation, as_json: bool) -> None:
-    """List the rules in their order, with how many sessions each covers, and how many are due now."""
+    """List the rules in their order: how many sessions each covers, how many are due, and when it is carried out next."""
     with invocation.client() as client:
         rules = client.list_rules()
-    if as_json:
-        for one in rules:
-            render.json_line(asdict(one.rule) | {"sessions": one.sessions, "due": one.due})
-        return
-    rows = [(it.rule.name, covers(it.rule), limits(it.rule), it.sessions, it.due, it.rule.archive) for it in rules]
-    columns = ["rule", "covers", "removed", "sessions", "due", "archive"]
-    render.table(columns, rows, empty="there are no rules", gives_way=["archive", "covers"])
-    due = sum(one.due for one in rules)
-    render.talk(
-        f"{render.counted(due, 'session')} due now: `inturn cleanup --dry-run` lists them" if due else "none is due now"
-    )
+        if as_json:
+            for one in rules:
+                render.json_line(record(one))
+            return
+        rows = [
+            (
+                it.rule.name,
+                covers(it.rule),
+                limits(it.rule),
+                it.sessions,
+                it.due,
+                it.next_at,
+                it.cron,
+                it.rule.archive,
+            )
+            for it in rules
+        ]
+        columns = ["rule", "covers", "removed", "sessions", "due", "next", "cron", "archive"]
+        render.table(columns, rows, empty="there are no rules", gives_way=["archive", "covers", "cron"])
+        due = sum(one.due for one in rules)
+        lists = "`inturn cleanup --dry-run` lists them"
+        render.talk(f"{render.counted(due, 'session')} due now: {lists}" if due else "none is due now")
+        tell_beat(client, invocation, "no rule is carried out by itself")
+
+
+def record(one: "RuleInfo") -> dict[str, Any]:
+    """A rule, for programs."""
+    cron, time_zone = (one.cron.expression, one.cron.timezone) if one.cron else (None, None)
+    now = {"sessions": one.sessions, "due": one.due, "cron": cron, "time_zone": time_zone, "next_at": one.next_at}
+    return asdict(one.rule) | now
 
 
 def covers(rule: "Rule") -> str:

@@ -166,8 +166,8 @@ def tell_next(found: "Schedule") -> None:
         render.talk(f"schedule {found.name} sends to {target(found)} next on {local(run, found)}")
 
 
-def tell_beat(client: "Client", invocation: Invocation) -> None:
-    """Nothing is fired without one."""
+def tell_beat(client: "Client", invocation: Invocation, so: str = "nothing is sent yet") -> None:
+    """Nothing is done by the clock without one."""
     if not any(one.alive and one.kind is ProcessKind.BEAT for one in client.list_workers()):
         command = "up" if invocation.settings.has_embedded_broker else "beat"
-        render.talk(f"no beat is alive, so nothing is sent yet: `inturn {command}` starts one")
+        render.talk(f"no beat is alive, so {so}: `inturn {command}` starts one")

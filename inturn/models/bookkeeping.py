@@ -218,7 +218,7 @@ class TickRow(Row, table=True):
 
     name: str = Field(primary_key=True, max_length=60)
     slot: int = Field(primary_key=True, sa_type=BigInteger)
-    """Whole periods since 1970, by the database's clock."""
+    """Whole periods since 1970, by the database's clock; of a rule with a cron, the minute of its moment."""
     fired_at: datetime
 
 

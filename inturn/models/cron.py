@@ -1,6 +1,7 @@
 """When the runs of a schedule are: cron in a time zone, and which runs are made up for that nobody was there to fire."""
 
 import difflib
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,22 @@ MOST_MISSED = 100
 LATE = timedelta(minutes=1)
 """A run that nobody has fired for longer was missed."""
 EXAMPLE = "write five fields, such as '0 9 * * 1' (Mondays at 9:00) or '*/15 * * * *' (every quarter of an hour)"
-FIELDS = 5
+FIELDS = {"minute": 59, "hour": 23, "day-of-month": 31, "month": 12, "day-of-week": 7}
+"""The fields in their order, and the last value of each."""
+WORDS = {
+    "month": ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"],
+    "day-of-week": ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"],
+}
+ALIASES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+"""Words that other crons know. Here they are refused, and what they stand for is said: there is one way to write a thing."""
 LONGEST = 200
 LOOKS_BACK = (timedelta(hours=2), timedelta(days=2), timedelta(days=60))
 """How far one looks back for the latest runs, until that is far enough."""
@@ -35,6 +51,9 @@ class Cron:
 
     expression: str
     timezone: str
+
+    def __str__(self) -> str:
+        return f"{self.expression} {self.timezone}"
 
     def runs(self, after: datetime) -> Iterator[datetime]:
         """The runs later than a moment, in UTC, each later than the one before; ends if there is none for 50 years.
@@ -73,8 +92,12 @@ class Cron:
 def checked_cron(expression: object, timezone: object, present: datetime) -> Cron:
     """What somebody wrote, if it has a run after the present. Raises: InvalidInputError."""
     zone = checked_timezone(timezone)
-    if not isinstance(expression, str) or len(expression) > LONGEST or len(expression.split()) != FIELDS:
-        raise InvalidInputError(f"cron is {expression!r:.100}: {EXAMPLE}")
+    if not isinstance(expression, str) or len(expression) > LONGEST or len(expression.split()) != len(FIELDS):
+        alias = ALIASES.get(expression.strip().lower()) if isinstance(expression, str) else None
+        instead = f", which is written {alias!r} here" if alias else ""
+        raise InvalidInputError(f"cron is {expression!r:.100}{instead}: {EXAMPLE}")
+    if odd := next(_oddities(expression), None):
+        raise InvalidInputError(f"cron {expression!r} cannot be read ({odd}): {EXAMPLE}")
     try:
         CronSim(expression, present)
     except CronSimError as error:
@@ -84,6 +107,17 @@ def checked_cron(expression: object, timezone: object, present: datetime) -> Cro
     cron = Cron(" ".join(expression.split()), zone)
     cron.next(present)
     return cron
+
+
+def _oddities(expression: str) -> Iterator[str]:
+    """What people write of which CronSim says too little, or nothing: ``*/70`` is to it what ``0`` is."""
+    for (field, last), text in zip(FIELDS.items(), expression.split(), strict=True):
+        for word in re.findall("[A-Za-z]{4,}", text):
+            if (short := word[:3].upper()) in WORDS.get(field, ()):
+                yield f"for {word!r} write {short}"
+        for step in re.findall("/([0-9]+)(?=,|$)", text):
+            if not 1 <= int(step) <= last:
+                yield f"a step of the {field} is 1 to {last}, not {step}"
 
 
 def _is_no_date(expression: str, present: datetime) -> bool:

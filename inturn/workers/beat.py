@@ -9,7 +9,8 @@ from inturn.models.store import presence
 from inturn.workers.app import broker_url, make_app
 from inturn.workers.live import heard
 from inturn.workers.maintenance import LOOK_SECONDS, Round, Sweep, describe_process
-from inturn.workers.queues import SWEEPER_SECONDS, Hints, connect, queued
+from inturn.workers.moments import EXPIRES_SECONDS, Reminder
+from inturn.workers.queues import CARRY_OUT_RULES, SWEEPER_SECONDS, Hints, connect, queued
 from inturn.workers.schedules import Firing
 from inturn.workers.webhooks.courier import Courier, couriers
 
@@ -37,11 +38,13 @@ class Timetable(Scheduler):  # type: ignore[misc]
             lambda turns: heard(self._broker, turns),
         )
         firing = Firing(self.database, lambda sent: hints.publish(sent, sent.turn.key))
+        reminder = Reminder(self.database, settings.crons(), lambda: hints.ask(CARRY_OUT_RULES, EXPIRES_SECONDS))
         self._rounds: list[Round | Courier] = [
             Round("pulse", lambda: settings.heartbeat_seconds, self._appear),
             Round("sweep", sweep.pause_seconds, sweep.run),
             Round("batches", sweep.pause_seconds, sweep.tend_batches),
             Round("schedules", lambda: LOOK_SECONDS, firing.run),
+            Round("moments", lambda: LOOK_SECONDS, reminder.run),
             *couriers(self.database, settings.webhooks),
         ]
         for member in self._rounds:

@@ -20,7 +20,7 @@ from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.failpoints import reached
 from inturn.models.states import Lane, ProcessKind
-from inturn.models.store import presence, receipts, retention, sweeping, tending, waking, webhooks
+from inturn.models.store import moments, presence, receipts, retention, sweeping, tending, waking, webhooks
 from inturn.models.store.sweeping import Caps, CutOff
 from inturn.models.store.waking import Ready
 from inturn.retention_settings import DAY_SECONDS
@@ -286,7 +286,19 @@ def scheduled_cleanup(database: Database, settings: Settings) -> None:
             pass
         while receipts.forget_receipts(database, settings.receipt_days * DAY_SECONDS):
             pass
-        share = settings.max_removal_share
-        work = Cleanup(database, settings.rules(), BEAT, settings.cleanup_chunk, share, is_paced=True)
-        removed = sum(1 for _ in work.run())
-        logger.info("action=cleaned_up removed=%d", removed)
+        crons = settings.crons()
+        _clean_up(database, settings, [rule.name for rule in settings.rules() if rule.name not in crons])
+
+
+def timed_cleanup(database: Database, settings: Settings) -> None:
+    """Carry out the rules whose moment has come, and has been claimed by nobody."""
+    crons = settings.crons()
+    if claimed := database.transact(lambda db: moments.claim(db, crons)):
+        _clean_up(database, settings, claimed)
+
+
+def _clean_up(database: Database, settings: Settings, only: Collection[str]) -> None:
+    share = settings.max_removal_share
+    work = Cleanup(database, settings.rules(), BEAT, settings.cleanup_chunk, share, is_paced=True, only=only)
+    removed = sum(1 for _ in work.run())
+    logger.info("action=cleaned_up removed=%d", removed)

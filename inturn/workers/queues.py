@@ -25,6 +25,7 @@ No text of a conversation is in any of them but the live stream, and there only 
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import redis
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 SEND_MESSAGE = "inturn.send_message"
 REMOVE_EXPIRED_SESSIONS = "inturn.remove_expired_sessions"
+CARRY_OUT_RULES = "inturn.carry_out_rules"
 CANCELS = "inturn:cancels"
 
 BROKER_TIMEOUT_SECONDS = 1.0
@@ -51,6 +53,7 @@ REFUSED_SECONDS = 1.0
 """How long nothing is published after Redis refused at once, as one that is being restarted does."""
 
 NO_RETRIES = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+ONCE: dict[str, Any] = {"ignore_result": True, "retry": False, "retry_policy": NO_RETRIES}
 
 
 class HasWork(Protocol):
@@ -99,20 +102,28 @@ class Hints:
 
     def publish(self, work: HasWork, key: str) -> bool:
         """Tell the lane's workers that a session has work. Returns False, and never raises, if Redis did not take it."""
+        return self._bounded(lambda: self._send(work, key), f"session={key}")
+
+    def ask(self, task: str, expires_seconds: float) -> bool:
+        """Have whoever serves maintenance do something, unless that takes too long to begin. Returns as ``publish`` does."""
+        how = {"queue": str(Lane.MAINTENANCE), "expires": expires_seconds, **ONCE}
+        return self._bounded(lambda: self.app.send_task(task, **how), f"task={task}")
+
+    def _bounded(self, send: Callable[[], object], what: str) -> bool:
         began = time.monotonic()
         if began < self._closed_until:
             self.failed += 1
             return False
         try:
-            self._send(work, key)
+            send()
         except (OperationalError, redis.RedisError, OSError) as error:
             self.failed += 1
             now = time.monotonic()
             self._closed_until = now + (
                 self._breaker_seconds if now - began > BROKER_TIMEOUT_SECONDS / 2 else REFUSED_SECONDS
             )
-            missed = "action=hint_failed session=%s reason=%r: workers will find it by themselves"
-            logger.log(self._level, missed, key, str(error))
+            missed = "action=hint_failed %s reason=%r: workers will find it by themselves"
+            logger.log(self._level, missed, what, str(error))
             return False
         return True
 
@@ -127,9 +138,7 @@ class Hints:
             argsrepr=f"({key!r},)",
             kwargsrepr="{}",
             queue=str(work.lane),
-            ignore_result=True,
-            retry=False,
-            retry_policy=NO_RETRIES,
+            **ONCE,
         )
 
 

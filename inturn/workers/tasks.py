@@ -8,7 +8,7 @@ from inturn.models.states import Lane
 from inturn.workers import maintenance
 from inturn.workers.crew import on_duty
 from inturn.workers.pool import run_coroutine
-from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS, SEND_MESSAGE
+from inturn.workers.queues import CARRY_OUT_RULES, REMOVE_EXPIRED_SESSIONS, SEND_MESSAGE
 from inturn.workers.shares import shares
 
 
@@ -32,3 +32,10 @@ def remove_expired_sessions() -> None:
     """Remove what the retention policy says, once per period however many beats there are."""
     crew = on_duty()
     run_coroutine(crew.in_thread(maintenance.scheduled_cleanup, crew.database, crew.settings))
+
+
+@shared_task(name=CARRY_OUT_RULES, ignore_result=True)  # type: ignore[untyped-decorator]
+def carry_out_rules() -> None:
+    """Carry out the rules of retention whose moment has come, once however many beats there are."""
+    crew = on_duty()
+    run_coroutine(crew.in_thread(maintenance.timed_cleanup, crew.database, crew.settings))

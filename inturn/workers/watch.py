@@ -20,6 +20,7 @@ class Watch:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.settings = database, settings
+        self._crons = settings.crons()
         self._missed_since: float | None = None
         self._quiet_until = 0.0
 
@@ -27,7 +28,7 @@ class Watch:
         present, silent = time.monotonic(), self.settings.silent_seconds
         with self.database.reading() as db:
             known = presence.list_processes(db, silent)
-            work = schedules.beat_work(db, REMOVE_EXPIRED_SESSIONS, self.settings.cleanup_interval_seconds)
+            work = schedules.beat_work(db, REMOVE_EXPIRED_SESSIONS, self.settings.cleanup_interval_seconds, self._crons)
         if any(one.alive and one.kind is ProcessKind.BEAT for one in known):
             self._missed_since = None
             return

@@ -96,16 +96,18 @@ class Stage:
     Args:
         home: a directory of its own.
         model: who answers.
+        more: settings that it has besides ``PACE``, or in place of them.
     """
 
-    def __init__(self, home: Path, database_url: str, broker_url: str, model: ModelServer) -> None:
+    def __init__(self, home: Path, database_url: str, broker_url: str, model: ModelServer, **more: Any) -> None:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copy(toolshed.__file__, home)
         self.home, self.model = home, model
         providers = {"server": {"type": "openai", "base_url": model.base_url}}
         values = {"home": home, "database_url": database_url, "broker_url": broker_url, **PACE}
-        self.settings = Settings.load(providers=providers, **values)
-        values |= {"providers": json.dumps(providers), "tool_modules": json.dumps(["toolshed"])}
+        self.settings = Settings.load(providers=providers, **values | more)
+        more |= {"providers": providers, "tool_modules": ["toolshed"]}
+        values |= {name: json.dumps(value) for name, value in more.items()}
         self._environment = clean_environment(home) | {
             f"INTURN_{key.upper()}": str(each) for key, each in values.items()
         }

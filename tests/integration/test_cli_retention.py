@@ -3,17 +3,25 @@
 import asyncio
 import sqlite3
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 from inturn import Client, InvalidInputError, aio
 from inturn.models.clock import now
+from inturn.models.cron import Cron
+from inturn.models.states import ProcessKind
+from inturn.models.store import presence
+from inturn.models.store.moments import tick_name
+from inturn.models.store.presence import Process
 from inturn.models.tables import SESSIONS
 from tests.integration.stores import Store
 from tests.integration.test_cli_commands import Shell, shell
 
 __all__ = ["shell"]
 
+YEARLY, ZONE = "0 3 1 1 *", "Europe/Berlin"
 RULES = """
 [[retention]]
 name = "gold"
@@ -51,6 +59,37 @@ def test_rules_are_shown_with_what_they_come_to(shell: Shell) -> None:
     ]
     assert "3 sessions due now" in shell.run("retention", "show").stderr
     assert [(one["name"], one["due"]) for one in shell.records("retention", "show")][2] == ("drafts", 2)
+
+
+def test_it_is_shown_when_rules_are_carried_out_next(shell: Shell) -> None:
+    def shown(name: str, *words: str) -> dict[str, Any]:
+        return next(one for one in shell.records("retention", "show", *words) if one["name"] == name)
+
+    fill(shell)
+    Path("inturn.toml").write_text(
+        RULES.replace("idle_days = 1\n", f"idle_days = 1\ncron = '{YEARLY}'\ntime_zone = '{ZONE}'\n")
+    )
+    drafts, default, gold = shown("drafts"), shown("default"), shown("gold")
+    assert (drafts["cron"], drafts["time_zone"], drafts["due"]) == (YEARLY, ZONE, 2)
+    run = datetime.fromisoformat(drafts["next_at"])
+    assert f"{run.astimezone(ZoneInfo(ZONE)):%m-%d %H:%M}" == "01-01 03:00"
+    assert run > datetime.now(UTC)
+    assert (default["cron"], default["time_zone"], default["next_at"], gold["next_at"]) == (None, None, None, None)
+    found = shell.run("retention", "show")
+    assert found.stdout.splitlines()[0].split("\t")[5:] == ["NEXT", "CRON", "ARCHIVE"]
+    assert f"\t{YEARLY} {ZONE}\t" in found.stdout
+    assert "no beat is alive, so no rule is carried out by itself: `inturn up` starts one" in found.stderr
+
+    with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
+        store.write(presence.appear, Process("b", ProcessKind.BEAT, "h", 1, "", 0, "0"))
+        soon = datetime.fromisoformat(shown("default")["next_at"]) - datetime.now(UTC)
+        assert timedelta(minutes=59) < soon < timedelta(minutes=61)
+        assert shown("gold")["next_at"] is None
+        assert "no beat" not in shell.run("retention", "show").stderr
+        name = tick_name("drafts", Cron(YEARLY, ZONE))
+        store.write(presence.tick, name, int(run.timestamp()) // 60 - 2 * 366 * 24 * 60)
+    assert datetime.fromisoformat(shown("drafts")["next_at"]) < datetime.now(UTC), "it is due"
+    assert {one["session_id"] for one in shell.records("cleanup", "--yes")} == {"draft-1", "draft-2", "own"}
 
 
 def test_a_session_is_tested_against_them(shell: Shell) -> None:

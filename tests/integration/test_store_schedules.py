@@ -288,7 +288,7 @@ def test_a_schedule_follows_its_session_to_another_id(store: Store):
 
 def test_what_waits_for_a_beat(store: Store):
     def work() -> BeatWork:
-        return store.write(schedules.beat_work, "cleanup", 3600.0)
+        return store.write(schedules.beat_work, "cleanup", 3600.0, {})
 
     assert work() == BeatWork(0, False)
     store.session()

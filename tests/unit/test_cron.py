@@ -89,7 +89,22 @@ def test_every_hour_is_every_hour_whatever_clocks_do() -> None:
         ("0 9 32 * *", "bad day-of-month"),
         ("0 9 * *", "cron is '0 9 * *'"),
         ("0 0 9 * * 1", "cron is '0 0 9 * * 1'"),  # seconds
-        ("@daily", "cron is '@daily'"),
+        ("@daily", "cron is '@daily', which is written '0 0 * * *' here: "),
+        ("@Hourly", "cron is '@Hourly', which is written '0 * * * *' here: "),
+        (" @annually ", "which is written '0 0 1 1 *' here: "),
+        ("@reboot", "cron is '@reboot': write five"),
+        ("0 9 * * MONDAY", "cannot be read (for 'MONDAY' write MON)"),
+        ("0 9 * * tues-thurs", "cannot be read (for 'tues' write TUE)"),
+        ("0 9 1 JAN,SEPT *", "cannot be read (for 'SEPT' write SEP)"),
+        ("0 9 * * DAILY", "cannot be read (bad day-of-week)"),
+        ("*/70 * * * *", "cannot be read (a step of the minute is 1 to 59, not 70)"),
+        ("0 2,*/24 * * *", "cannot be read (a step of the hour is 1 to 23, not 24)"),
+        ("0 0 */32 * *", "cannot be read (a step of the day-of-month is 1 to 31, not 32)"),
+        ("0 0 1 */13 *", "cannot be read (a step of the month is 1 to 12, not 13)"),
+        ("0 0 * * 1-5/8", "cannot be read (a step of the day-of-week is 1 to 7, not 8)"),
+        ("*/0 * * * *", "cannot be read (a step of the minute is 1 to 59, not 0)"),
+        ("*/x * * * *", "cannot be read (bad minute)"),
+        ("*/²0 * * * *", "cannot be read (bad minute)"),
         ("", "cron is ''"),
         ("* " * 200, "cron is '* * "),
         (None, "cron is None"),
@@ -109,6 +124,13 @@ def test_a_time_zone_that_is_none_is_refused(timezone: object) -> None:
     with pytest.raises(InvalidInputError, match="is not known here: ") as caught:
         checked_cron("0 9 * * 1", timezone, NOON)
     assert ("did you mean 'Europe/Berlin'?" in str(caught.value)) == (timezone == "Europe/Berln")
+
+
+@pytest.mark.parametrize(
+    "expression", ["*/59 */23 */31 */12 */7", "5/20 * 1-10/3 JAN-SEP MON#1", "0 0 L * *", "0 0 LW * 5L"]
+)
+def test_what_is_unusual_is_understood(expression: str) -> None:
+    assert checked_cron(expression, "UTC", NOON).expression == expression
 
 
 def test_space_means_nothing() -> None:

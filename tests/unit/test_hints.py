@@ -43,6 +43,6 @@ def test_how_long_nothing_is_published(takes: float, breaker: float, silent: flo
     assert not hints.publish(READY, "session")
     for passed, asked in ((silent - 0.5, 1), (0.6, 2)):
         broker.now += passed
-        assert not hints.publish(READY, "session")
+        assert not hints.ask("inturn.tidy", 60.0)
         assert broker.asked == asked
     assert hints.failed == 3

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from inturn.models.cron import Cron
 from inturn.models.errors import SettingsError
 from inturn.models.store.rules import OWN, Rule, default_rule
 from inturn.settings import Settings
@@ -73,12 +74,38 @@ def test_they_are_read_from_a_file_and_from_the_environment(tmp_path: Path, monk
             "'y' never applies: 'x'",
         ),
         ([{"name": "x", "match": "**", "idle_days": 0}], "would remove every session there is"),
+        (
+            [{"name": "x", "idle_days": 1, "cron": "0 3 * *"}],
+            "retention.0.cron is '0 3 . .'.*write five fields, such as",
+        ),
+        ([{"name": "x", "idle_days": 1, "cron": "@daily"}], "which is written '0 0 . . .' here: write five fields"),
+        ([{"name": "x", "idle_days": 1, "cron": "0 0 30 2 *"}], r"would never fire \(there is no such day\)"),
+        ([{"name": "x", "idle_days": 1, "cron": 3}], "cron is 3: write five fields"),
+        ([{"name": "x", "idle_days": 1, "cron": ""}], "cron is '': write five fields"),
+        (
+            [{"name": "x", "idle_days": 1, "cron": "0 3 * * *", "time_zone": "Europe/Berln"}],
+            "retention.0.time_zone is 'Europe/Berln'.*did you mean 'Europe/Berlin'",
+        ),
+        ([{"name": "x", "idle_days": 1, "cron": "0 3 * * *", "time_zone": ""}], "write an IANA name"),
+        ([{"name": "x", "idle_days": 1, "time_zone": "UTC"}], "has a time_zone, but no cron"),
+        ([{"name": "x", "forever": True, "cron": "0 3 * * *"}], "keeps its sessions for ever"),
         ([{"name": "x", "more_than": True}], "more_than is 'True'.*valid integer"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused(rules: list[dict[str, Any]], said: str):
     with pytest.raises(SettingsError, match=said):
         load(*rules)
+
+
+def test_a_rule_may_have_moments_of_its_own():
+    settings = load(
+        {"name": "x", "match": "x", "idle_days": 1, "cron": " 0 3  * * mon", "time_zone": "Europe/Berlin"},
+        {"name": "y", "match": "y", "idle_days": 1, "cron": "*/5 * * * *"},
+        {"name": "z", "match": "z", "idle_days": 1},
+    )
+    assert settings.crons() == {"x": Cron("0 3 * * mon", "Europe/Berlin"), "y": Cron("*/5 * * * *", "UTC")}
+    assert settings.rules()[3] == Rule("z", match="z", idle_seconds=DAY)
+    assert load(*settings.model_dump()["retention"]).crons() == settings.crons()
 
 
 def test_a_directory_is_tied_to_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

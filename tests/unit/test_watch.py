@@ -11,9 +11,10 @@ from inturn.models import migrations
 from inturn.models.cron import checked_cron
 from inturn.models.database import Database
 from inturn.models.states import ProcessKind
-from inturn.models.store import presence, schedules
+from inturn.models.store import moments, presence, schedules
 from inturn.models.store.presence import Process
 from inturn.models.store.schedules import NewSchedule
+from inturn.models.tables import TICKS
 from inturn.settings import Settings
 from inturn.workers import watch
 from inturn.workers.watch import REMIND_SECONDS, Watch
@@ -69,3 +70,19 @@ def test_a_beat_is_missed(database: Database, clock: Clock, caplog: pytest.LogCa
     database.transact(lambda db: presence.disappear(db, [BEAT.id]))
     # Three heartbeats from now on: another one may be about to start.
     assert [warnings_after(seconds) for seconds in (1, 14, 2)] == [0, 0, 1]
+
+
+def test_a_moment_that_nobody_was_there_for_is_one_of_them(
+    database: Database, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    rule = {"name": "nightly", "idle_days": 1, "cron": "0 3 * * *", "time_zone": "Europe/Berlin"}
+    settings = Settings.load(heartbeat_seconds=5, retention=[rule])
+    mine = Watch(database, settings)
+    database.transact(lambda db: moments.begin(db, settings.crons()))
+    for wanted in (0, 1):
+        for _ in range(2):
+            mine.run()
+            clock.seconds += 60
+        assert caplog.text.count("action=beat_missing schedules=0 cleanup_due=True") == wanted
+        with database.writing() as db:
+            db.execute(TICKS.update().values(slot=TICKS.c.slot - 24 * 60))

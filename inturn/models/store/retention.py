@@ -197,10 +197,11 @@ def list_due(database: Database, rules: Sequence[Rule], rule: Rule, limit: int =
         after = found[-1][0] if len(found) == limit else None
 
 
-def count_due(database: Database, rules: Sequence[Rule]) -> dict[str, int]:
-    """How many sessions each rule would remove now."""
+def count_due(database: Database, rules: Sequence[Rule], among: Sequence[Rule] | None = None) -> dict[str, int]:
+    """How many sessions each rule (or each of those ``among`` them) would remove now."""
+    chosen = rules if among is None else among
     with database.reading() as db:
-        return {rule.name: _count(db, which) for rule in rules if (which := due(db, rules, rule)) is not None}
+        return {rule.name: _count(db, which) for rule in chosen if (which := due(db, rules, rule)) is not None}
 
 
 def count_covered(database: Database, rules: Sequence[Rule], rule: Rule) -> int:

@@ -19,6 +19,8 @@ from inturn.models.cron import Cron, plan
 from inturn.models.database import Database
 from inturn.models.errors import ScheduleExistsError, ScheduleNotFoundError, SessionNotFoundError
 from inturn.models.states import Misfire, SessionState
+from inturn.models.store import moments
+from inturn.models.store.moments import Crons
 from inturn.models.store.opening import UPSERT, NewSession, create
 from inturn.models.store.sending import NewTurn, Sent, accept
 from inturn.models.tables import SCHEDULES, SESSIONS, TICKS
@@ -272,16 +274,18 @@ def _stop(db: Connection, which: Any, because: str | None) -> bool:
     return bool(db.execute(update(SCHEDULES).where(which, SCHEDULES.c.next_at.is_not(None)).values(values)).rowcount)
 
 
-def beat_work(db: Connection, cleanup: str, cleanup_seconds: float) -> BeatWork:
+def beat_work(db: Connection, cleanup: str, cleanup_seconds: float, crons: Crons) -> BeatWork:
     """What waits for a beat.
 
     Args:
         cleanup: the name of the cleanup's ticks.
         cleanup_seconds: between two of them.
+        crons: of rules that have moments of their own.
     """
     active = select(func.count()).select_from(SCHEDULES).where(SCHEDULES.c.next_at.is_not(None))
     last = select(func.max(TICKS.c.fired_at)).where(TICKS.c.name == cleanup).scalar_subquery()
     oldest = select(SESSIONS.c.created_at).order_by(SESSIONS.c.id).limit(1).scalar_subquery()
     is_due = func.coalesce(last, oldest) < now(-2 * cleanup_seconds)
-    row = db.execute(select(active.scalar_subquery().label("schedules"), is_due.label("is_due"))).one()
-    return BeatWork(row.schedules, bool(row.is_due))
+    columns = (active.scalar_subquery().label("schedules"), is_due.label("is_due"), oldest.label("oldest"))
+    row = db.execute(select(*columns)).one()
+    return BeatWork(row.schedules, bool(row.is_due or moments.due(db, crons, row.oldest)))
