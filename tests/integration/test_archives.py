@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import delete
 
 from inturn import (
     ArchiveError,
@@ -25,7 +25,7 @@ from inturn.archives import importing
 from inturn.archives.importing import ImportedSession
 from inturn.archives.reading import opened
 from inturn.archives.writing import Archive, Sealed
-from inturn.models.states import SessionState, TurnState
+from inturn.models.states import TurnState
 from inturn.models.store.transcripts import store_transcript
 from inturn.models.tables import SESSIONS
 from ops.servers import PostgresServer
@@ -66,18 +66,20 @@ def histories(client: Client) -> dict[str, list[Any]]:
     }
 
 
+def keep(store: Store, archive: Archive, chunk: list[int]) -> int:
+    with store.database.snapshot() as db:
+        kept = archive.keep(db, chunk)
+    archive.sync()
+    return kept
+
+
 def archived(store: Store, directory: Path, *chunks: list[int]) -> Sealed:
     """As a cleanup run does it."""
 
-    def remove(db: Connection, chunk: list[int], into: Archive) -> None:
-        mine = SESSIONS.c.id.in_(chunk)
-        db.execute(update(SESSIONS).where(mine).values(state=SessionState.DELETING))
-        assert into.keep(db, chunk) == len(chunk)
-        db.execute(delete(SESSIONS).where(mine))
-
     with Archive.create(directory, NAME) as into:
         for chunk in chunks:
-            store.write(remove, chunk, into)
+            assert keep(store, into, chunk) == len(chunk)
+            store.write(lambda db, chunk: db.execute(delete(SESSIONS).where(SESSIONS.c.id.in_(chunk))), chunk)
         sealed = into.seal()
     assert sealed is not None
     return sealed
@@ -126,7 +128,7 @@ def test_a_session_at_work_is_not_archived(store: Store, told: dict[str, int], t
     before = store.everything()
     with Archive.create(tmp_path, NAME) as archive:
         with pytest.raises(UnfinishedTurnsError, match="turn 3 of session 'ann-2'"):
-            store.write(archive.keep, list(told.values()))
+            keep(store, archive, list(told.values()))
         assert archive.seal() is None
     assert store.everything() == before
     assert not list(tmp_path.glob("inturn-*"))
@@ -134,8 +136,8 @@ def test_a_session_at_work_is_not_archived(store: Store, told: dict[str, int], t
 
 def test_sessions_that_are_gone_are_left_out(store: Store, told: dict[str, int], tmp_path: Path):
     with Archive.create(tmp_path, NAME) as archive:
-        assert store.write(archive.keep, [told["ann-1"], 4711]) == 1
-        assert store.write(archive.keep, [4711]) == 0
+        assert keep(store, archive, [told["ann-1"], 4711]) == 1
+        assert keep(store, archive, [4711]) == 0
 
 
 def test_many_sessions_are_archived_page_by_page(store: Store, client: Client, tmp_path: Path):
@@ -155,9 +157,9 @@ def test_of_a_session_that_is_in_it_twice_the_last_one_counts(
     store: Store, client: Client, told: dict[str, int], tmp_path: Path
 ):
     with Archive.create(tmp_path, NAME) as archive:
-        store.write(archive.keep, list(told.values()))
+        keep(store, archive, list(told.values()))
         store.answer("ann-1", "more")
-        store.write(archive.keep, [told["ann-1"]])
+        keep(store, archive, [told["ann-1"]])
         archive.seal()
     for key in KEYS:
         client.delete_session(key)

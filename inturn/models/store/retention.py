@@ -1,8 +1,9 @@
 """Removal: on request, and by the rules of retention, with receipts."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -20,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from inturn.models.database import Database, be_patient
+from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.failpoints import reached
 from inturn.models.states import SessionState
@@ -257,12 +258,42 @@ def _removals(db: Connection, statement: Select[Any], rule: str) -> Iterator[tup
         yield session_id, Removal(key, rule, turns, messages, int(size), active)
 
 
-Keep = Callable[[Connection, Collection[int]], object]
-"""Told which sessions (surrogate ids) a transaction is about to remove, before it does; an error removes none of them."""
+class Seen(NamedTuple):
+    """What a session was like when it was archived. One that was sent to, resumed or renamed since is another."""
+
+    key: str
+    next_turn: int
+    last_activity_at: datetime
+
+    @property
+    def turns(self) -> int:
+        return self.next_turn - 1
+
+
+SEEN = [SESSIONS.c[name] for name in Seen._fields]
+
+
+def choose_due(
+    db: Connection, rule: Rule, which: ColumnElement[bool], limit: int = 100, without: Collection[int] = ()
+) -> dict[int, Seen]:
+    """The chunk that a rule removes next, by surrogate ids, as a snapshot sees it: to be archived in it, made durable while
+    nothing is locked, and removed by ``remove_due`` as far as it is still the same.
+
+    Args:
+        which: as ``due_now`` says.
+        without: those that turned out not to be the same.
+    """
+    next_ones = select(SESSIONS.c.id, *SEEN).where(which, SESSIONS.c.id.not_in(without)).order_by(*order_of(rule))
+    return dict(_few((row.id, Seen(*row[1:])) for row in db.execute(next_ones.limit(limit))))
 
 
 def remove_due(
-    database: Database, rule: Rule, which: ColumnElement[bool], run: int, limit: int = 100, keep: Keep | None = None
+    database: Database,
+    rule: Rule,
+    which: ColumnElement[bool],
+    run: int,
+    limit: int = 100,
+    archived: Mapping[int, Seen] | None = None,
 ) -> list[Removal]:
     """Remove a chunk of what is due by a rule in one transaction, each session with its row in ``removals``.
 
@@ -271,8 +302,12 @@ def remove_due(
     Args:
         which: as ``due_now`` says.
         run: under which the receipts stand.
+        archived: none but these, which ``choose_due`` chose, and of them only those that are what they were then.
     """
-    chunk = partial(_remove_chunk, which=which, rule=rule.name, limit=limit, order=order_of(rule), run=run, keep=keep)
+    if archived is not None:
+        which = and_(which, SESSIONS.c.id.in_(archived))
+    order = order_of(rule)
+    chunk = partial(_remove_chunk, which=which, rule=rule.name, limit=limit, order=order, run=run, archived=archived)
     removed = database.transact(chunk, is_patient=True)
     if removed:
         reached("cleanup.between_chunks")
@@ -286,10 +321,11 @@ def _remove_chunk(
     limit: int,
     order: Sequence[ColumnElement[Any]] = (SESSIONS.c.id,),
     run: int | None = None,
-    keep: Keep | None = None,
+    archived: Mapping[int, Seen] | None = None,
 ) -> list[Removal]:
-    locked = select(SESSIONS.c.id).where(which).order_by(*order).limit(limit)
-    ids = [row.id for row in db.execute(locked.with_for_update(skip_locked=True, key_share=True))]
+    locked = select(SESSIONS.c.id, *SEEN).where(which).order_by(*order).limit(limit)
+    rows = db.execute(locked.with_for_update(skip_locked=True, key_share=True))
+    ids = [row.id for row in rows if archived is None or archived[row.id] == row[1:]]
     if not ids:
         return []
     # Counted anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
@@ -297,23 +333,23 @@ def _remove_chunk(
     found = dict(_few(_removals(db, counted, rule)))
     for session_id in found:
         fence_off(db, session_id)
-    if found and keep is not None:
-        be_patient(db)
-        keep(db, found)
     if found:
         note(db, run, found.values())
     _take_whole(db, found)
     return list(found.values())
 
 
-def _few(removals: Iterator[tuple[int, Removal]]) -> Iterator[tuple[int, Removal]]:
+WithTurns = TypeVar("WithTurns", Removal, Seen)
+
+
+def _few(sessions: Iterable[tuple[int, WithTurns]]) -> Iterator[tuple[int, WithTurns]]:
     """As many as have no more turns together than a transaction takes away; one at least. The others are next."""
     turns = 0
-    for place, (session_id, removal) in enumerate(removals):
-        turns += removal.turns
+    for place, (session_id, it) in enumerate(sessions):
+        turns += it.turns
         if place and turns > TURNS_A_TRANSACTION:
             return
-        yield session_id, removal
+        yield session_id, it
 
 
 def remove_unused(database: Database, sessions: Collection[int], batch_id: int, rule: str) -> int:

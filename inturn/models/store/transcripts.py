@@ -80,9 +80,8 @@ def transcript(database: Database, session_id: int, key: str) -> Transcript:
 
 
 def transcripts(db: Connection, session_ids: Collection[int]) -> Iterator[tuple[str, Transcript]]:
-    """Whole sessions as a transaction sees them that is about to remove them, in the order of their surrogate ids; those
-    that are gone are left out. The caller holds their locks, also once they are ``deleting``, and goes through the turns of
-    each before it asks for the next.
+    """Whole sessions as a snapshot sees them, in the order of their surrogate ids; those that are gone are left out. The
+    caller goes through the turns of each before it asks for the next.
 
     Raises:
         UnfinishedTurnsError: a turn has no end yet, so there is no whole transcript.
