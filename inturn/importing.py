@@ -1,5 +1,6 @@
 """The part of a client that takes in what was exported or archived."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from inturn.session import Session
 
 if TYPE_CHECKING:
     from inturn.archives.importing import ImportedSession
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], object]
 """Told how many sessions are done, out of how many."""
@@ -71,7 +74,7 @@ class Imports(ABC):
 
         All of it is checked before anything is stored; then each session is stored by itself, whole, and counts as just
         used. After a fault of the database the same call goes on with ``skip_existing``. What a run that died had archived,
-        a file whose name ends with ``.partial``, is imported as far as it is whole.
+        a file whose name ends with ``.partial``, is imported as far as it is whole; a warning says where it is cut off.
 
         Args:
             source: a file, its path, or a URL as fsspec takes it (``pip install 'inturn[archive]'``).
@@ -100,4 +103,7 @@ class Imports(ABC):
                 only=patterns,
                 skips=skip_existing,
             )
-            return importer.run(on_progress or (lambda done, total: None))
+            found = importer.run(on_progress or (lambda done, total: None))
+            if archive.cut_off:
+                logger.warning("action=archive_cut_off: %s", archive.cut_off)
+            return found

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,27 @@ def test_one_that_its_run_did_not_finish_is_imported_as_far_as_it_is_whole(clien
     partial = Path(f"{archive}.partial")
     partial.write_bytes(Path(archive).read_bytes()[:-30])
     assert [one.session_id for one in client.import_archive(partial)] == ["ann-1", "ann-2"]
+
+
+def test_where_one_is_cut_off_or_damaged_is_told(shell: Shell, tmp_path: Path):
+    partial = tmp_path / f"{NAME}.partial"
+    with Client(home=shell.home) as client, Archive.create(tmp_path, NAME) as archive:
+        for key in KEYS:
+            archive.add(client.create_session(key).export())
+            archive.sync()
+            client.delete_session(key)
+    written = partial.read_bytes()
+    ends = [match.start() for match in re.finditer(b"\x1f\x8b\x08", written)][1:]
+    partial.write_bytes(written[: ends[0] + 20] + b"?" + written[ends[0] + 21 :])
+    damaged = shell.run("session", "import", str(partial))
+    assert (damaged.returncode, damaged.stdout) == (2, "")
+    assert f"{NAME}.partial, line 3: it is damaged: gzip says" in damaged.stderr
+    assert shell.ok("session", "list", "--json") == ""
+    partial.write_bytes(written[: ends[1] + 20])
+    for how in ([], ["--json", "--skip-existing"]):
+        cut = shell.run("session", "import", str(partial), *how)
+        assert (cut.returncode, cut.stderr.count(f"{NAME}.partial is cut off at line 5: ")) == (0, 1)
+    assert [one["session_id"] for one in shell.records("session", "list")] == ["ann-1", "ann-2"]
 
 
 def test_who_is_asked_has_to_be_known_here(store: Store, client: Client, archive: str, tmp_path: Path):
