@@ -91,6 +91,16 @@ class ArchiveFile:
         magic = file.read(len(GZIP_MAGIC))
         self._is_gzip = magic == GZIP_MAGIC or (self._is_partial and not magic.startswith(b"{"))
 
+    def alone(self) -> Archived | None:
+        """What is in a file that has to be one transcript; None: it is in gzip, and may be of many.
+
+        Raises:
+            InvalidInputError: it is no transcript, or damaged, or something follows it.
+        """
+        if self._is_gzip or self._is_partial:
+            return None
+        return Archived(1, *transcripts.read(self._file, self.name))
+
     def sessions(self, lines: Container[int] | None = None) -> Iterator[Archived]:
         """Its sessions, checked.
 

@@ -254,15 +254,15 @@ def import_(
     """Make sessions of an archive that cleanup wrote, or of a file that `inturn session export` wrote, and print their
     IDs. All of it is checked before anything is imported.
 
-    ID is another one for the session, where there is only one in the file. An archive may also be a URL
-    (s3://bucket/NAME), and one whose name ends with .partial is imported as far as it is whole.
+    ID is another one for the session, where there is only one in the file, or --only names one. An archive may also be a
+    URL (s3://bucket/NAME). One whose name ends with .partial is imported as far as it is whole.
     """
     source = sys.stdin.buffer if file == "-" else file
-    if session_id is not None and any(choices.values()):
-        raise click.UsageError("an ID is for a file with one session: name it without --only and --skip-existing")
+    if session_id is not None and choices.pop("skip_existing"):
+        raise click.UsageError("an ID is for one session: name it without --skip-existing")
     with invocation.client() as client:
         if session_id is not None:
-            tell_made(client.import_session(source, session_id, model=model), as_json)
+            tell_made(client.import_session(source, session_id, model=model, **choices), as_json)
             return
         with bar("sessions imported", BAR_FROM_SESSIONS) as progress:
             found = client.import_archive(source, model=model, on_progress=progress, **choices)

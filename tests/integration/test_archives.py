@@ -175,6 +175,43 @@ def test_only_some(client: Client, archive: str):
         client.import_archive(archive, only=["dora-*", "ann-1", "carl"])
 
 
+def test_one_session_of_an_archive_is_imported_under_another_id(
+    store: Store, client: Client, told: dict[str, int], tmp_path: Path
+):
+    before = histories(client)
+    alone = archived(store, tmp_path, [told["bob-1"]]).location
+    assert client.import_session(alone, "carl").session_id == "carl"
+    assert [(m.type, m.data.content, m.timestamp) for m in client.get_session("carl").get_messages()] == before["bob-1"]
+    Path(alone).unlink()
+    several = archived(store, tmp_path, [told["ann-1"], told["ann-2"]]).location
+    for only, sentence in (
+        (None, r"has 2 sessions \('ann-1', 'ann-2'\).*--only ID"),
+        ("ann-*", r"has 2 sessions \('ann-1', 'ann-2'\).*--only ID"),
+        ("dora", "matches 'dora'"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"{sentence}.*Nothing was imported"):
+            client.import_session(several, "dave", only=only)
+    with pytest.raises(SessionExistsError, match="'carl'"):
+        client.import_session(several, "carl", only="ann-2")
+    assert client.import_session(several, only="ann-2").session_id == "ann-2"
+    client.import_session(Path(several), "dave", only="ann-1", model="echo/other")
+    assert client.get_session("dave").metadata().labels == {"key": "ann-1"}
+    assert client.get_session("dave").metadata().model == "echo/other"
+
+
+def test_of_one_session_that_is_in_it_twice_the_last_one_is_imported(
+    store: Store, client: Client, told: dict[str, int], tmp_path: Path
+):
+    with Archive.create(tmp_path, NAME) as archive:
+        keep(store, archive, [told["ann-1"]])
+        store.answer("ann-1", "more")
+        keep(store, archive, [told["ann-1"]])
+        archive.seal()
+    assert client.import_session(tmp_path / NAME, "carl").metadata().messages == 6
+    (tmp_path / f"{NAME}.partial").write_bytes((tmp_path / NAME).read_bytes()[:-30])
+    assert client.import_session(tmp_path / f"{NAME}.partial", "cut").metadata().messages == 4
+
+
 def test_what_exists_is_refused_or_left_out(store: Store, client: Client, archive: str):
     client.create_session("ann-2")
     before = store.everything()
@@ -300,15 +337,19 @@ def test_on_the_command_line(shell: Shell, tmp_path: Path) -> None:
     again = shell.run("session", "import", file, "--skip-existing")
     assert (again.stdout, again.stderr) == ("", "0 sessions imported, 3 left out: they exist already\n")
     for arguments, sentence in (
-        (("carl", "--only", "x"), "an ID is for a file with one session"),
+        (("carl", "--skip-existing"), "an ID is for one session"),
+        (("carl", "--only", "x"), "matches 'x'"),
+        (("carl",), "has 3 sessions ('ann-1', 'ann-2', 'bob-1')"),
         (("--only", "carl"), "matches 'carl'"),
     ):
         wrong = shell.run("session", "import", file, *arguments)
         assert (wrong.returncode, sentence in wrong.stderr) == (2, True)
+    assert shell.ok("session", "import", file, "carl", "--only", "ann-2") == "carl\n"
     plain = tmp_path / "plain.jsonl"
     plain.write_bytes(gzip.decompress(Path(file).read_bytes()))
     many = shell.run("session", "import", str(plain), "carl")
     assert (many.returncode, "line 3: something follows" in many.stderr) == (2, True)
+    assert shell.ok("session", "import", str(plain), "dora", "--only", "ann-2") == "dora\n"
     nowhere = shell.run("session", "import", "nowhere://x/y.jsonl.gz")
     assert (nowhere.returncode, "nowhere://x/y.jsonl.gz cannot be read: " in nowhere.stderr) == (2, True)
     assert json.loads(shell.ok("session", "show", "bob-1", "--json"))["labels"] == {"key": "bob-1"}
