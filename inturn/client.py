@@ -300,13 +300,15 @@ class Client(Operations, Schedules, Submissions, Imports):
         return reading.last_session_key(self.connections.database)
 
     def delete_session(self, session_id: str, *, missing_ok: bool = False) -> None:
-        """Remove a session and everything in it, for good, whatever it is doing, also one that is held.
+        """Remove a session and everything in it, for good, whatever it is doing, also one that is held. Its receipt is under
+        the rule ``erasure``.
 
         Raises:
             SessionNotFoundError: there is none of that ID, unless ``missing_ok``.
         """
         try:
-            removed = retention.remove(self.connections.database, checked_session_id(session_id))
+            key = checked_session_id(session_id)
+            removed = retention.remove(self.connections.database, key, asked_by=caller())
             forget(self.connections.broker, removed)
         except SessionNotFoundError:
             if not missing_ok:

@@ -306,7 +306,7 @@ def delete(
 ) -> None:
     """Delete a session with everything in it, for good, also one that is held.
 
-    Or all sessions of a pattern or labels, with what schedules would send to them: `inturn retention history` keeps a
+    Or all sessions of a pattern or labels, with what schedules would send to them. `inturn retention history` keeps a
     receipt of each, with its ID and counts, and no text.
     """
     if session_id is not None and any(which.values()):

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from inturn import Client, InvalidInputError, aio
+from inturn.cleaning import caller
 from inturn.models.clock import now
 from inturn.models.tables import SESSIONS
 from tests.integration.stores import Store
@@ -100,6 +101,18 @@ def test_an_archive_that_cannot_be_written_keeps_its_sessions(shell: Shell) -> N
     assert "archives" in failed.stderr
     assert "drafts failed: " in shell.run("retention", "history").stderr
     assert [one["session_id"] for one in shell.records("session", "list")] == ["draft-1", "draft-2", "gold", "else"]
+
+
+def test_one_that_is_deleted_by_hand_has_a_receipt(shell: Shell) -> None:
+    fill(shell)
+    shell.ok("session", "delete", "draft-1", "--yes")
+    with Client(home=shell.home) as client:
+        client.delete_session("draft-2")
+        client.delete_session("draft-2", missing_ok=True)
+    for key in ("draft-1", "draft-2"):
+        (receipt,) = shell.records("retention", "history", key)
+        assert (receipt["rule"], receipt["run"]["sessions"], receipt["run"]["asked_by"]) == ("erasure", 1, caller())
+    assert [run["rule"] for run in shell.records("retention", "history")] == ["erasure"] * 2
 
 
 def test_one_rule_for_once(shell: Shell) -> None:

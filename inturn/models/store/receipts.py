@@ -75,6 +75,12 @@ def begin_run(database: Database, rule: str, asked_by: str, error: str | None = 
     return int(database.transact(lambda db: db.execute(new.returning(REMOVAL_RUNS.c.id)).scalar_one()))
 
 
+def note_deletion(db: Connection, rule: str, asked_by: str, removals: Collection[Removal]) -> None:
+    """Write the receipts of what a transaction removes, and that is all of its run."""
+    new = insert(REMOVAL_RUNS).values(rule=rule, asked_by=asked_by, began_at=now(), ended_at=now())
+    note(db, db.execute(new.returning(REMOVAL_RUNS.c.id)).scalar_one(), removals)
+
+
 def end_run(
     database: Database, run: int, *, archive: str | None = None, checksum: str | None = None, error: str | None = None
 ) -> None:

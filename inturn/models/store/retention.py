@@ -27,7 +27,7 @@ from inturn.models.failpoints import reached
 from inturn.models.states import SessionState
 from inturn.models.store.budgets import session_key
 from inturn.models.store.lines import SESSION_DELETED
-from inturn.models.store.receipts import Removal, note
+from inturn.models.store.receipts import Removal, note, note_deletion
 from inturn.models.store.rules import Rule, covered, due, order_of, removable
 from inturn.models.store.tally import INSERT, keep_usage
 from inturn.models.tables import (
@@ -43,18 +43,27 @@ from inturn.models.tables import (
 )
 
 ERASURE = "erasure"
-"""What receipts call sessions that were removed by somebody's request, many at once."""
+"""What receipts call sessions that were removed by somebody's request."""
 TURNS_A_TRANSACTION = 1000
 """A session with more turns is removed in several transactions, so that no other statement waits long for one."""
 
 
-def remove(database: Database, key: str, session_id: int | None = None) -> int:
+def remove(database: Database, key: str, *, asked_by: str | None = None) -> int:
     """Remove a session with all it owns, whatever it is doing: a call under way finds its lease gone and stores nothing.
+
+    Args:
+        asked_by: who is named in its receipt; None: it has none.
 
     Returns: its surrogate id. Raises: SessionNotFoundError.
     """
-    mine = and_(SESSIONS.c.key == key, SESSIONS.c.id == session_id if session_id else SESSIONS.c.id > 0)
-    removed = _remove(database, mine)
+    mine = SESSIONS.c.key == key
+
+    def book(db: Connection) -> None:
+        removals = _asked_for(db, mine)
+        if removals and asked_by is not None:
+            note_deletion(db, ERASURE, asked_by, removals)
+
+    removed = _remove(database, mine, book)
     if removed is None:
         raise SessionNotFoundError(key)
     return removed
@@ -69,8 +78,7 @@ def erase(database: Database, session_id: int, run: int, *, held_too: bool) -> R
     booked = list[Removal]()
 
     def book(db: Connection) -> None:
-        counted = _counted(db.dialect.name).where(mine)
-        booked[:] = [removal for _, removal in _removals(db, counted, ERASURE)]
+        booked[:] = _asked_for(db, mine)
         note(db, run, booked)
         keys = [removal.session_id for removal in booked]
         db.execute(delete(SCHEDULES).where(SCHEDULES.c.session_key.in_(keys), SCHEDULES.c.new_session.is_(False)))
@@ -78,6 +86,12 @@ def erase(database: Database, session_id: int, run: int, *, held_too: bool) -> R
     mine = and_(SESSIONS.c.id == session_id, SESSIONS.c.state == SessionState.ACTIVE)
     found = _remove(database, mine if held_too else and_(mine, SESSIONS.c.held.is_(False)), book)
     return None if found is None else booked[0]
+
+
+def _asked_for(db: Connection, which: ColumnElement[bool]) -> list[Removal]:
+    """What is removed by request, without those whose removal was begun before: they have their receipts."""
+    counted = _counted(db.dialect.name).where(which, SESSIONS.c.state == SessionState.ACTIVE)
+    return [removal for _, removal in _removals(db, counted, ERASURE)]
 
 
 def _remove(
