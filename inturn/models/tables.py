@@ -339,6 +339,7 @@ TICKS = Row.metadata.tables["ticks"]
 WORKER_PROCESSES = Row.metadata.tables["worker_processes"]
 REMOVAL_RUNS = Row.metadata.tables["removal_runs"]
 REMOVALS = Row.metadata.tables["removals"]
+PAST_HOLDS = Row.metadata.tables["past_holds"]
 
 FINAL_IS_FINAL = {
     "sqlite": (

@@ -59,7 +59,7 @@ def test_the_policy(store: Store):
         age(store, key, days)
     store.hold("held")
     store.hold("held-and-released")
-    opening.hold(store.database, "held-and-released", None)
+    store.release("held-and-released")
     expected = ["short-lived", "old", "very-old", "held-and-released", "failed"]
     assert listed(store) == expected
     kept = [row.key for row in reading.list_sessions(store.database, SessionFilter()) if row.key not in expected]

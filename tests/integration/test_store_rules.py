@@ -144,7 +144,7 @@ def test_what_is_held_or_sent_to_by_a_schedule_stays(store: Store):
     held = reading.get_session(store.database, "held")
     assert (held.hold_reason, held.held_by) == ("a lawsuit", "the counsel")
     assert held.held_at is not None
-    opening.hold(store.database, "held", None)
+    store.release("held")
     released = reading.get_session(store.database, "held")
     assert (released.held, released.hold_reason, released.held_by, released.held_at) == (False, None, None, None)
 

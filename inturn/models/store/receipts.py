@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, insert, null, select, update
 
 from inturn.models.clock import now
 from inturn.models.database import Database
-from inturn.models.tables import REMOVAL_RUNS, REMOVALS
+from inturn.models.tables import PAST_HOLDS, REMOVAL_RUNS, REMOVALS
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +127,17 @@ def list_receipts(database: Database, key: str) -> list[Receipt]:
 
 
 def forget_receipts(database: Database, seconds: float, limit: int = 1000) -> int:
-    """Remove a chunk of receipts that are older, and at the end the runs that are older than those. Returns how many."""
+    """Remove a chunk of receipts that are older, and at the end the runs and past holds that are older than those.
+
+    Returns: how many receipts.
+    """
 
     def chunk(db: Connection) -> int:
         old = select(REMOVALS.c.id).where(REMOVALS.c.removed_at < now(-seconds)).limit(limit)
         many = db.execute(delete(REMOVALS).where(REMOVALS.c.id.in_(old))).rowcount
         if not many:
             db.execute(delete(REMOVAL_RUNS).where(REMOVAL_RUNS.c.ended_at < now(-seconds)))
+            db.execute(delete(PAST_HOLDS).where(PAST_HOLDS.c.released_at < now(-seconds)))
         return many
 
     return database.transact(chunk, is_patient=True)

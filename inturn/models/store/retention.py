@@ -36,6 +36,7 @@ from inturn.models.tables import (
     BATCHES,
     LEASES,
     MESSAGES,
+    PAST_HOLDS,
     SCHEDULES,
     SESSIONS,
     SPENDING,
@@ -128,6 +129,7 @@ def _take_whole(db: Connection, sessions: Collection[int]) -> None:
     """What they used stays, as a sum. The caller has fenced them off, and holds their locks."""
     keep_usage(db, ATTEMPTS.c.session_id.in_(sessions))
     _keep_lines(db, TURNS.c.session_id.in_(sessions))
+    db.execute(update(PAST_HOLDS).where(PAST_HOLDS.c.session_id.in_(sessions)).values(reason=null()))
     db.execute(delete(SESSIONS).where(SESSIONS.c.id.in_(sessions)))
     db.execute(delete(SPENDING).where(SPENDING.c.scope.in_(list(map(session_key, sessions)))))
 
