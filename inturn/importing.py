@@ -77,8 +77,9 @@ class Imports(ABC):
         """Make sessions out of an archive, which cleanup writes, or of any number of transcripts one after the other.
 
         All of it is checked before anything is stored; then each session is stored by itself, whole, and counts as just
-        used. After a fault of the database the same call goes on with ``skip_existing``. What a run that died had archived,
-        a file whose name ends with ``.partial``, is imported as far as it is whole; a warning says where it is cut off.
+        used, and for rules of age as just made. After a fault of the database the same call goes on with ``skip_existing``.
+        What a run that died had archived, a file whose name ends with ``.partial``, is imported as far as it is whole; a
+        warning says where it is cut off.
 
         Args:
             source: a file, its path, or a URL as fsspec takes it (``pip install 'inturn[archive]'``).

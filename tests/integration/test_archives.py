@@ -26,7 +26,10 @@ from inturn.archives import importing
 from inturn.archives.importing import ImportedSession
 from inturn.archives.reading import opened
 from inturn.archives.writing import Archive, Sealed
+from inturn.cleaning import Cleanup
+from inturn.models.clock import now
 from inturn.models.states import TurnState
+from inturn.models.store.rules import Rule
 from inturn.models.store.transcripts import store_transcript
 from inturn.models.tables import SESSIONS
 from ops.servers import PostgresServer
@@ -108,6 +111,32 @@ def test_what_is_archived_and_removed_can_be_imported_again(
     assert client.get_session("bob-1").metadata().labels == {"key": "bob-1"}
     client.get_session("bob-1").send("three")
     assert store.start().messages[-1]["content"] == "three"
+
+
+def test_what_is_imported_is_not_removed_by_the_same_rule_at_once(
+    store: Store, client: Client, told: dict[str, int], tmp_path: Path
+):
+    """Its age and its idle time count from the import; when it was made stays true."""
+    rules = [
+        Rule("idle", match="ann-*", idle_seconds=60.0, archive=str(tmp_path)),
+        Rule("age", match="bob-*", age_seconds=60.0, archive=str(tmp_path)),
+    ]
+    work = Cleanup(store.database, rules, "a test")
+    past = {"created_at": now(-3600), "last_activity_at": now(-3600)}
+    store.change(SESSIONS, SESSIONS.c.id > 0, **past)
+    made = client.get_session("bob-1").metadata().created_at
+    assert {removal.session_id for removal in work.run()} == set(KEYS)
+    for archive in tmp_path.glob("inturn-*.gz"):
+        client.import_archive(archive)
+    assert list(work.due()) == []
+    again = client.get_session("bob-1").metadata()
+    assert again.created_at == made
+    assert again.imported_at is not None
+    assert made < again.imported_at <= again.last_activity_at
+    fork = client.get_session("bob-1").fork("bob-2").metadata()
+    assert (fork.imported_at, fork.created_at > made) == (None, True)
+    store.change(SESSIONS, SESSIONS.c.key == "bob-1", imported_at=now(-61))
+    assert [removal.session_id for removal in work.run()] == ["bob-1"]
 
 
 def test_either_database_takes_what_the_other_one_archived(

@@ -168,7 +168,7 @@ def _insert_like(db: Connection, original: int, new_key: str, last: int, system:
     """The new session's row. Returns: its id; None: the ID is taken."""
     ours: dict[str, Any] = {
         "key": literal(new_key), "system_turn": null() if system is None else literal(system), "held": false(),
-        "hold_reason": null(), "held_by": null(), "held_at": null(), "batch_id": null(),
+        "hold_reason": null(), "held_by": null(), "held_at": null(), "imported_at": null(), "batch_id": null(),
         "next_turn": literal(last + 1), "created_at": now(), "last_activity_at": now(),
     }  # fmt: skip
     names = [column.name for column in SESSIONS.c if column.name != "id"]

@@ -158,7 +158,8 @@ def store_transcript(database: Database, key: str, it: Transcript) -> int:
 
     def store(db: Connection) -> bool:
         values = {"key": key, **it.session, "held": False, "state": SessionState.ACTIVE, "next_turn": it.last + 1}
-        taking = UPSERT[db.dialect.name](SESSIONS).values(**values, system_turn=it.system_turn, last_activity_at=now())
+        values |= {"system_turn": it.system_turn, "imported_at": now(), "last_activity_at": now()}
+        taking = UPSERT[db.dialect.name](SESSIONS).values(values)
         new = db.execute(taking.on_conflict_do_nothing(index_elements=["key"]).returning(SESSIONS.c.id)).scalar()
         if new is None:
             return False
