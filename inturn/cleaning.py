@@ -5,16 +5,23 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from inturn.models.database import Database
+from sqlalchemy import ColumnElement
+
+from inturn.models.database import Database, translated
 from inturn.models.errors import InturnError, RemovalShareError
 from inturn.models.store import receipts, retention
 from inturn.models.store.receipts import Removal
+from inturn.models.store.retention import Seen
 from inturn.models.store.rules import Rule
+
+if TYPE_CHECKING:
+    from inturn.archives.writing import Archive
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +103,8 @@ class Cleanup:
 
                     name = archive_name(rule.name, str(run), datetime.now(UTC))
                     archive = stack.enter_context(Archive.create(rule.archive, name))
-                keep = archive.keep if archive else None
-                while removed := self._timed(
-                    lambda: retention.remove_due(self.database, rule, which, run, self.chunk, keep)
-                ):
+                chunk = self._chunks(rule, which, run, archive)
+                while removed := self._timed(chunk):
                     yield from removed
                 sealed = archive.seal() if archive else None
         except BaseException as error:
@@ -108,6 +113,34 @@ class Cleanup:
             raise
         where = {"archive": sealed.location, "checksum": sealed.sha256} if sealed else {}
         receipts.end_run(self.database, run, **where)
+
+    def _chunks(
+        self, rule: Rule, which: ColumnElement[bool], run: int, archive: "Archive | None"
+    ) -> Callable[[], list[Removal]]:
+        """What removes the next chunk each time that it is called."""
+        if archive is None:
+            return lambda: retention.remove_due(self.database, rule, which, run, self.chunk)
+        changed = set[int]()
+
+        def chunk() -> list[Removal]:
+            removed = list[Removal]()
+            while not removed and (seen := self._archived(archive, rule, which, changed)):
+                removed = retention.remove_due(self.database, rule, which, run, self.chunk, seen)
+                gone = {removal.session_id for removal in removed}
+                changed.update(session for session, it in seen.items() if it.key not in gone)
+            return removed
+
+        return chunk
+
+    def _archived(
+        self, archive: "Archive", rule: Rule, which: ColumnElement[bool], changed: Collection[int]
+    ) -> Mapping[int, Seen]:
+        """The next chunk, once it is durable; without those that were changed before they could be removed."""
+        with translated(self.database), self.database.snapshot() as db:
+            seen = retention.choose_due(db, rule, which, self.chunk, changed)
+            archive.keep(db, seen)
+        archive.sync()
+        return seen
 
     def _timed(self, work: Callable[[], list[Removal]]) -> list[Removal]:
         began = time.monotonic()

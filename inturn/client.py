@@ -35,10 +35,11 @@ from inturn.models.errors import (
     SessionNotFoundError,
     UnknownModelError,
 )
-from inturn.models.store import halting, opening, reading, retention
+from inturn.models.store import halting, holding, opening, reading, retention
 from inturn.models.store.budgets import Standing
+from inturn.models.store.holding import Hold, PastHold
 from inturn.models.store.lanes import LaneInfo
-from inturn.models.store.opening import Chain, Hold, NewSession
+from inturn.models.store.opening import Chain, NewSession
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import Attempt
 from inturn.models.store.receipts import Removal
@@ -75,6 +76,7 @@ __all__ = [
     "LaneInfo",
     "Message",
     "MessageData",
+    "PastHold",
     "Reason",
     "Removal",
     "Schedule",
@@ -300,34 +302,50 @@ class Client(Operations, Schedules, Submissions, Imports):
         return reading.last_session_key(self.connections.database)
 
     def delete_session(self, session_id: str, *, missing_ok: bool = False) -> None:
-        """Remove a session and everything in it, for good, whatever it is doing, also one that is held.
+        """Remove a session and everything in it, for good, whatever it is doing, also one that is held. Its receipt is under
+        the rule ``erasure``.
 
         Raises:
             SessionNotFoundError: there is none of that ID, unless ``missing_ok``.
         """
         try:
-            removed = retention.remove(self.connections.database, checked_session_id(session_id))
+            key = checked_session_id(session_id)
+            removed = retention.remove(self.connections.database, key, asked_by=caller())
             forget(self.connections.broker, removed)
         except SessionNotFoundError:
             if not missing_ok:
                 raise
 
-    def hold_session(self, session_id: str, reason: str | None = None, *, by: str | None = None) -> None:
+    def hold_session(
+        self, session_id: str, reason: str | None = None, *, by: str | None = None, replace: bool = False
+    ) -> None:
         """Exempt a session from retention: cleanup never removes it; ``delete_session`` still does.
 
         Args:
             reason: why, for whoever finds it held.
             by: who wants that; default: ``user@host`` of this program.
+            replace: also where somebody holds it already, for another reason; that hold is over then.
+
+        Raises:
+            SessionNotFoundError: there is none of that ID.
+            SessionHeldError: somebody holds it already; nothing was changed.
+        """
+        why = Hold(checked_text("reason", reason), self._named(by))
+        holding.hold(self.connections.database, checked_session_id(session_id), why, replaces=replace)
+
+    def release_session(self, session_id: str, *, by: str | None = None) -> None:
+        """Let retention apply to a held session again.
+
+        Args:
+            by: who wants that; default: ``user@host`` of this program.
 
         Raises:
             SessionNotFoundError: there is none of that ID.
         """
-        why = Hold(checked_text("reason", reason), checked_text("by", by) or caller())
-        opening.hold(self.connections.database, checked_session_id(session_id), why)
+        holding.release(self.connections.database, checked_session_id(session_id), self._named(by))
 
-    def release_session(self, session_id: str) -> None:
-        """Let retention apply to a held session again. Raises: SessionNotFoundError."""
-        opening.hold(self.connections.database, checked_session_id(session_id), None)
+    def _named(self, by: str | None) -> str:
+        return checked_text("by", by) or caller()
 
     def continue_session(self, session_id: str) -> str | None:
         """Let a halted session go on behind the turn that halted it; harmless where it is not halted.

@@ -1,5 +1,6 @@
 """The part of a client that takes in what was exported or archived."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from inturn.session import Session
 
 if TYPE_CHECKING:
     from inturn.archives.importing import ImportedSession
+    from inturn.archives.reading import ArchiveFile
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], object]
 """Told how many sessions are done, out of how many."""
@@ -35,27 +39,30 @@ class Imports(ABC):
         source: Path | str | IO[bytes],
         session_id: str | None = None,
         *,
+        only: str | Sequence[str] | None = None,
         model: str | Sequence[str] | None = None,
     ) -> Session:
-        """Make a session out of a transcript, as ``Session.export`` writes them: all of it, or nothing.
+        """Make a session out of a transcript, as ``Session.export`` writes them, or out of one in an archive: all of it, or
+        nothing.
 
         Args:
-            source: a file, or its path.
+            source: a file, its path, or a URL as fsspec takes it.
             session_id: its ID here, where it counts as just used; default: the one that it had.
+            only: which one, of an archive of several: its ID, or patterns as ``import_archive`` takes them.
             model: who is asked from now on; default: as before.
 
         Raises:
-            InvalidInputError: it is no transcript, or damaged, with the line; nothing was imported.
+            InvalidInputError: it is no transcript, or damaged, with the line; or there are several. Nothing was imported.
             SessionExistsError: the ID is taken.
             UnknownModelError: its model cannot be used here: name another one.
         """
-        from inturn import transcripts  # few programs import sessions, and its models take a moment to be made
+        from inturn.archives import importing, reading  # few programs import, and their models take a moment to be made
 
-        with transcripts.copied(source) as file:
-            former, found = transcripts.read(file, str(getattr(source, "name", source)))
-            key = checked_session_id(former if session_id is None else session_id)
-            asked = self._checked_chain(found.chain if model is None else model)
-            made = store_transcript(self.connections.database, key, found.asking(*asked))
+        with reading.opened(source) as archive, importing.alone(archive, _patterns(only)) as found:
+            key = checked_session_id(found.session_id if session_id is None else session_id)
+            asked = self._checked_chain(found.transcript.chain if model is None else model)
+            made = store_transcript(self.connections.database, key, found.transcript.asking(*asked))
+            _tell_end(archive)
         return Session(self, key, made)
 
     def import_archive(
@@ -70,8 +77,9 @@ class Imports(ABC):
         """Make sessions out of an archive, which cleanup writes, or of any number of transcripts one after the other.
 
         All of it is checked before anything is stored; then each session is stored by itself, whole, and counts as just
-        used. After a fault of the database the same call goes on with ``skip_existing``. What a run that died had archived,
-        a file whose name ends with ``.partial``, is imported as far as it is whole.
+        used, and for rules of age as just made. After a fault of the database the same call goes on with ``skip_existing``.
+        What a run that died had archived, a file whose name ends with ``.partial``, is imported as far as it is whole; a
+        warning says where it is cut off.
 
         Args:
             source: a file, its path, or a URL as fsspec takes it (``pip install 'inturn[archive]'``).
@@ -90,14 +98,24 @@ class Imports(ABC):
         """
         from inturn.archives import importing, reading  # few programs do, as above
 
-        patterns = [only] if isinstance(only, str) else list(only or ())
         database = self.connections.database
         with reading.opened(source) as archive:
             importer = importing.Importer(
                 database,
                 archive,
                 lambda found: self._checked_chain(found.chain if model is None else model),
-                only=patterns,
+                only=_patterns(only),
                 skips=skip_existing,
             )
-            return importer.run(on_progress or (lambda done, total: None))
+            found = importer.run(on_progress or (lambda done, total: None))
+            _tell_end(archive)
+            return found
+
+
+def _patterns(only: str | Sequence[str] | None) -> list[str]:
+    return [only] if isinstance(only, str) else list(only or ())
+
+
+def _tell_end(archive: "ArchiveFile") -> None:
+    if archive.cut_off:
+        logger.warning("action=archive_cut_off: %s", archive.cut_off)

@@ -12,8 +12,9 @@ from inturn.models.content import checked_labels, checked_lane, checked_session_
 from inturn.models.cron import Cron
 from inturn.models.errors import DeliveryNotFoundError, InturnError, InvalidInputError
 from inturn.models.states import DeliveryState, ProcessKind
-from inturn.models.store import budgets, lanes, moments, reading, receipts, retention, usage, webhooks
+from inturn.models.store import budgets, holding, lanes, moments, reading, receipts, retention, usage, webhooks
 from inturn.models.store.budgets import Standing
+from inturn.models.store.holding import PastHold
 from inturn.models.store.lanes import LaneInfo
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import TurnRecord
@@ -265,6 +266,10 @@ class Operations(ABC):
     def list_receipts(self, session_id: str) -> list[Receipt]:
         """The receipts of removed sessions that had this ID, newest first."""
         return receipts.list_receipts(self.connections.database, checked_session_id(session_id))
+
+    def list_past_holds(self, session_id: str) -> list[PastHold]:
+        """The holds that are over of the sessions that have or had this ID, newest first."""
+        return holding.list_past(self.connections.database, checked_session_id(session_id))
 
     def list_workers(self) -> list[WorkerInfo]:
         """The processes that have shown themselves, workers and beats; ``alive`` says whether lately."""

@@ -203,6 +203,8 @@ class SessionMetadata:
             and since when.
         halts: whether it stops behind a quarantined turn.
         halted_by: the ID of the quarantined turn behind which it stands still; None: it goes on.
+        imported_at: when it was made of a transcript or an archive, whose ``created_at`` it has; None: it was not. Its age
+            counts from here.
         cursor: goes into ``list_sessions(after=...)`` to go on behind this one.
     """
 
@@ -224,6 +226,7 @@ class SessionMetadata:
     halts: bool
     halted_by: str | None
     created_at: datetime
+    imported_at: datetime | None
     last_activity_at: datetime
     turns: int
     messages: int
@@ -251,6 +254,7 @@ class SessionMetadata:
             halts=row.halts,
             halted_by=turn_id(row.id, row.halted_by),
             created_at=row.created_at,
+            imported_at=row.imported_at,
             last_activity_at=row.last_activity_at,
             turns=row.turns,
             messages=row.messages,

@@ -275,7 +275,8 @@ class _Jsonl:
             raise self.bad(
                 number + 1,
                 "something follows the line that says that the transcript is whole (an archive of several sessions is "
-                "imported without naming an ID: `inturn session import FILE`, client.import_archive)",
+                "imported without naming an ID: `inturn session import FILE`, client.import_archive; or name one of them "
+                "with --only)",
             )
 
     def bad(self, number: int, what: str) -> InvalidInputError:

@@ -90,6 +90,7 @@ class Client:
     rule_of = wrapped(sync.Client.rule_of)
     list_removal_runs = paged(sync.Client.list_removal_runs)
     list_receipts = wrapped(sync.Client.list_receipts)
+    list_past_holds = wrapped(sync.Client.list_past_holds)
     list_workers = wrapped(sync.Client.list_workers)
     list_webhook_deliveries = paged(sync.Client.list_webhook_deliveries)
     redeliver_webhook = wrapped(sync.Client.redeliver_webhook)

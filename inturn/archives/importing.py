@@ -1,6 +1,7 @@
 """Sessions out of an archive into a database: all of it is checked before the first one is stored."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -27,6 +28,53 @@ class ImportedSession:
     session_id: str
     turns: int
     existed: bool = False
+
+
+def wanted(
+    archive: ArchiveFile, only: Sequence[str], look: Callable[[Archived], object] = lambda found: None
+) -> dict[str, int]:
+    """The line at which each session begins that is asked for; of several transcripts of one the last counts.
+
+    Args:
+        only: IDs, or patterns, of which a session has to match one; none: all are asked for.
+        look: is shown each of them, and may object.
+
+    Raises:
+        InvalidInputError: the archive is damaged, or nothing in it matches.
+    """
+    lines: dict[str, int] = {}
+    unmatched = set(only)
+    for found in archive.sessions():
+        hits = {pattern for pattern in only if fnmatchcase(found.session_id, pattern)}
+        unmatched -= hits
+        if hits or not only:
+            look(found)
+            lines[checked_session_id(found.session_id)] = found.line
+    if unmatched:
+        none = ", ".join(map(repr, sorted(unmatched)))
+        raise InvalidInputError(f"no session in {archive.name} matches {none:.300}. Nothing was imported")
+    return lines
+
+
+@contextmanager
+def alone(archive: ArchiveFile, only: Sequence[str]) -> Iterator[Archived]:
+    """The one session of a file, or the one that is asked for.
+
+    Raises:
+        InvalidInputError: the file is damaged, or there is no such session, or several.
+    """
+    if not only and (found := archive.alone()):
+        yield found
+        return
+    lines = wanted(archive, only)
+    if len(lines) != 1:
+        names = ", ".join(map(repr, lines))
+        raise InvalidInputError(
+            f"{archive.name} has {len(lines):,} sessions{f' ({names:.200})' if names else ''}, and one is asked for: say "
+            "which with --only ID (only=...), or import all of them under their own IDs. Nothing was imported"
+        )
+    sessions = archive.sessions(set(lines.values()))
+    yield next(sessions)
 
 
 class Importer:
@@ -75,19 +123,7 @@ class Importer:
         return done
 
     def _check(self) -> dict[str, int]:
-        """The line at which each wanted session begins."""
-        lines: dict[str, int] = {}
-        unmatched = set(self._only)
-        for found in self._archive.sessions():
-            hits = {pattern for pattern in self._only if fnmatchcase(found.session_id, pattern)}
-            unmatched -= hits
-            if hits or not self._only:
-                self._asked(found.transcript)
-                lines[checked_session_id(found.session_id)] = found.line
-        if unmatched:
-            none = ", ".join(map(repr, sorted(unmatched)))
-            raise InvalidInputError(f"no session in {self._archive.name} matches {none:.300}. Nothing was imported")
-        return lines
+        return wanted(self._archive, self._only, lambda found: self._asked(found.transcript))
 
     def _existing(self, lines: Mapping[str, int]) -> set[str]:
         existing = taken(self._database, lines)

@@ -1,7 +1,6 @@
 """Reading an archive: its transcripts one by one, each of them checked, with a place for whatever is wrong."""
 
 import gzip
-import logging
 import zlib
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import IO
 import orjson
 
 from inturn import transcripts
+from inturn.archives import members
 from inturn.archives.directory import PARTIAL
 from inturn.archives.drafts import shown
 from inturn.archives.objects import store_of
@@ -20,8 +20,6 @@ from inturn.archives.writing import directory_of
 from inturn.models.errors import ArchiveError, InvalidInputError
 from inturn.models.store.transcripts import Transcript
 from inturn.transcripts import LONGEST_LINE
-
-logger = logging.getLogger(__name__)
 
 GZIP_MAGIC = b"\x1f\x8b"
 IN_MEMORY_BYTES = 4 * 1024 * 1024
@@ -78,14 +76,30 @@ class ArchiveFile:
     Args:
         file: can be read anew from its beginning.
         name: what it is called in errors; one that ends with ``.partial`` may be cut off, and is read as far as it is whole.
+
+    Attributes:
+        cut_off: where it was, in a sentence, once it is read; None: it is whole, or not read yet.
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self.name = file, name
         self._is_partial = name.endswith(PARTIAL)
         self._session = ""
+        self.cut_off: str | None = None
+        self._line_read = 0
         file.seek(0)
-        self._is_gzip = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        magic = file.read(len(GZIP_MAGIC))
+        self._is_gzip = magic == GZIP_MAGIC or (self._is_partial and not magic.startswith(b"{"))
+
+    def alone(self) -> Archived | None:
+        """What is in a file that has to be one transcript; None: it is in gzip, and may be of many.
+
+        Raises:
+            InvalidInputError: it is no transcript, or damaged, or something follows it.
+        """
+        if self._is_gzip or self._is_partial:
+            return None
+        return Archived(1, *transcripts.read(self._file, self.name))
 
     def sessions(self, lines: Container[int] | None = None) -> Iterator[Archived]:
         """Its sessions, checked.
@@ -99,9 +113,14 @@ class ArchiveFile:
         if not (self._is_gzip or self._is_partial or transcripts.begins_lines(self._file)):
             yield Archived(1, *transcripts.read(self._file, self.name))
             return
-        for line, spool in self._spools():
-            if lines is None or line in lines:
-                yield Archived(line, *transcripts.read(spool, self._named(), line - 1))
+        try:
+            for line, spool in self._spools():
+                if lines is None or line in lines:
+                    yield Archived(line, *transcripts.read(spool, self._named(), line - 1))
+        except InvalidInputError as error:
+            if not (self._is_gzip and self._is_partial):
+                raise
+            self._check_end(error)
 
     def _spools(self) -> Iterator[tuple[int, IO[bytes]]]:
         """Each transcript in a file of its own, with the number of its first line."""
@@ -127,8 +146,15 @@ class ArchiveFile:
                 return True
         if not self._is_partial:
             raise self._bad(number, "the file ends here, and its last session is not whole: it was cut off")
-        logger.warning("action=partial_archive_ends name=%s line=%d", self.name, number)
+        self._end(number)
         return False
+
+    def _end(self, number: int) -> None:
+        """Note where a partial archive ends that is cut off."""
+        self.cut_off = self.cut_off or (
+            f"{self.name} is cut off at line {number}: the sessions before it are whole, and nothing behind it was read; "
+            "what its run had not written whole it did not remove"
+        )
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         self._file.seek(0)
@@ -139,16 +165,30 @@ class ArchiveFile:
             yield number, line
 
     def _line(self, lines: IO[bytes], number: int) -> bytes:
+        self._line_read = number
         try:
             return lines.readline(LONGEST_LINE)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            if self._is_partial:
-                return b""  # what its run had not synced may be anything
             if isinstance(error, EOFError):
                 raise self._bad(
                     number, "the file ends here, in the middle of what gzip wrote: it was cut off"
                 ) from None
             raise self._bad(number, f"it is damaged: gzip says {error}") from None
+
+    def _check_end(self, error: InvalidInputError) -> None:
+        """What the run of a partial archive had not synced may be anything, and is the last member.
+
+        Raises:
+            InvalidInputError: that is not where it is damaged.
+        """
+        size, lines = members.whole(self._file)
+        if self._line_read <= lines:
+            raise error
+        if members.is_there(self._file, size, BEGINS):
+            before = f"; what stands before can be imported by itself: `head -c {size}` of it" if size else ""
+            error.add_note(f"sessions follow that were written whole: it is damaged there, and not cut off{before}")
+            raise error
+        self._end(self._line_read)
 
     def _named(self) -> str:
         return f"{self.name}, session {self._session!r}" if self._session else self.name

@@ -1,4 +1,4 @@
-"""Writing an archive, chunk by chunk: each is durable before the rows that it was made of are removed."""
+"""Writing an archive, chunk by chunk: each is durable before the transaction begins that removes what is in it."""
 
 import hashlib
 import zlib
@@ -32,7 +32,7 @@ class Sealed:
         location: its path or URL.
         sha256: of the file as it is stored: what ``sha256sum`` says.
         bytes: how large it is.
-        sessions: how many transcripts are in it; one whose removal was tried again is in it twice.
+        sessions: how many transcripts are in it, also of sessions that were used again before they were removed.
     """
 
     location: str
@@ -81,8 +81,12 @@ class Archive:
     """One file of a cleanup run and a rule, with the transcripts of any number of sessions; memory does not grow with them.
 
         with Archive.create("/var/lib/inturn/archives", archive_name("idle", run, began)) as archive:
-            for chunk in chunks:
-                database.transact(lambda db: archive.keep(db, chunk) and remove(db, chunk))
+            while there_is_more:
+                with database.snapshot() as db:
+                    chunk = choose_due(db, ...)
+                    archive.keep(db, chunk)
+                archive.sync()  # a disk or a store takes its time, and nobody waits
+                remove_due(database, ..., archived=chunk)
             sealed = archive.seal()
 
     Each chunk is a gzip member. In a directory it is written to ``NAME.partial`` and synced, and ``seal`` gives the file its
@@ -90,8 +94,8 @@ class Archive:
     (``inturn.archives.objects``). Where a run ends without ``seal``, by a fault or because its process dies, what was synced
     stays there under those names, and can be imported as it is. Only its owner may read a file.
 
-    A chunk whose transaction is tried again is in the archive once more: of several transcripts with one session ID the
-    last one counts.
+    A session that was used between ``keep`` and its removal stays, and is in the archive as it was: of several transcripts
+    with one session ID the last one counts.
     """
 
     def __init__(self, draft: Draft) -> None:
@@ -115,8 +119,7 @@ class Archive:
         return cls(ObjectDraft(str(target), name) if path is None else DirectoryDraft(path, name))
 
     def keep(self, db: Connection, session_ids: Collection[int]) -> int:
-        """Archive sessions as a transaction sees them that is about to remove them: a chunk, durable on return. The caller
-        holds their locks, and on PostgreSQL ``be_patient``: a disk or a store may take longer than a transaction may rest.
+        """Add sessions as a snapshot sees them. They are durable after the next ``sync``.
 
         Args:
             session_ids: surrogate ids.
@@ -129,12 +132,11 @@ class Archive:
         """
         from inturn.transcripts import as_jsonl  # whoever archives nothing does without its models
 
-        before = self._synced.sessions
+        before = self._now.sessions
         with self._all_or_nothing():
             for key, it in transcripts(db, session_ids):
                 self.add(as_jsonl(key, it))
-        self.sync()
-        return self._synced.sessions - before
+        return self._now.sessions - before
 
     def add(self, transcript: Iterable[bytes]) -> None:
         """Add a session's lines, as ``Session.export`` gives them. They are durable after the next ``sync``. A fault takes

@@ -67,7 +67,7 @@ class Remarks(logging.Handler):
         found = re.match(r"action=(\w+)", record.msg)
         action = found[1] if found else ""
         if action not in self._silent:
-            render.talk(self.SENTENCES.get(action) or record.getMessage())
+            render.talk(self.SENTENCES.get(action) or record.getMessage().removeprefix(f"action={action}: "))
 
 
 def global_flags(*, hidden: bool = True) -> Callable[[Function], Function]:

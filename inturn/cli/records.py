@@ -32,6 +32,7 @@ SESSION_KEYS = (
     "halts",
     "halted_by",
     "created_at",
+    "imported_at",
     "last_activity_at",
 )
 TURN_KEYS = (

@@ -140,18 +140,18 @@ def reason(session: "SessionMetadata", rule: "Rule | None", due: bool) -> str:
 @retention.command()
 @click.argument("session_id", metavar="[ID]", required=False)
 @click.option("--limit", type=click.IntRange(min=1), default=20, help="How many runs at most. Default 20.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per run, or per receipt.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per run; or per receipt, and per hold.")
 @pass_invocation
 def history(invocation: Invocation, session_id: str | None, limit: int, as_json: bool) -> None:
-    """List what cleanups removed, newest first; with ID, the receipts of the sessions that had it."""
+    """List what cleanups removed, newest first; with ID, the receipts of the sessions that had it, and their past holds."""
     with invocation.client() as client:
         if session_id is None:
             print_runs(list(client.list_removal_runs(limit=limit)), as_json)
             return
-        receipts = client.list_receipts(session_id)
+        receipts, holds = client.list_receipts(session_id), client.list_past_holds(session_id)
     if as_json:
-        for receipt in receipts:
-            render.json_line(asdict(receipt))
+        for record in (*map(asdict, receipts), *map(asdict, holds)):
+            render.json_line(record)
         return
     columns = ["removed", "rule", "asked by", "turns", "messages", "bytes", "archive"]
     rows = [
@@ -161,6 +161,9 @@ def history(invocation: Invocation, session_id: str | None, limit: int, as_json:
     render.table(
         columns, rows, empty=f"no session {session_id} was removed by a rule or an erasure", gives_way=["archive"]
     )
+    if holds:
+        past = [(it.held_at, it.held_by, it.released_at, it.released_by, it.reason) for it in holds]
+        render.table(["held", "by", "released", "by", "reason"], past, empty="", gives_way=["reason"])
 
 
 def print_runs(runs: "list[Run]", as_json: bool) -> None:

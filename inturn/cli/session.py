@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from inturn.models.states import Overflow, TurnState
 
 if TYPE_CHECKING:
     from inturn.archives.importing import ImportedSession
-    from inturn.client import Client, Message, SessionMetadata, Turn
+    from inturn.client import Client, Message, PastHold, SessionMetadata, Turn
     from inturn.session import Session
 
 BAR_FROM_SESSIONS = 100
@@ -109,12 +110,21 @@ def show(invocation: Invocation, session_id: str, count: int | None, as_json: bo
         found = client.get_session(session_id)
         metadata = found.metadata()
         record, messages = session_record(metadata), found.get_messages(limit=count)
+        past_holds = client.list_past_holds(session_id)
         if as_json:
-            render.json_line(record | {"history": [message_record(message) for message in messages]})
+            history = [message_record(message) for message in messages]
+            render.json_line(record | {"past_holds": list(map(asdict, past_holds)), "history": history})
             return
-        render.records(record.items())
+        render.records([*record.items(), *(("past hold", told(hold)) for hold in past_holds)])
         for speaker, message in with_speakers(messages, found.get_turns(state=TurnState.CANCELLED)):
             render.utterance(speaker, spoken(message.data))
+
+
+def told(hold: "PastHold") -> str:
+    """``claim 4711 (held by ann@host since 2026-11-29 03:00:00, released by bob@host 2026-12-01 09:00:00)``."""
+    since = f"since {render.cell(hold.held_at)}, " if hold.held_at else ""
+    who = f"held by {hold.held_by or 'somebody'} {since}released by {hold.released_by} {render.cell(hold.released_at)}"
+    return f"{hold.reason} ({who})" if hold.reason else who
 
 
 def with_speakers(messages: Iterable["Message"], cancelled: Iterator["Turn"]) -> Iterator[tuple[str, "Message"]]:
@@ -254,15 +264,15 @@ def import_(
     """Make sessions of an archive that cleanup wrote, or of a file that `inturn session export` wrote, and print their
     IDs. All of it is checked before anything is imported.
 
-    ID is another one for the session, where there is only one in the file. An archive may also be a URL
-    (s3://bucket/NAME), and one whose name ends with .partial is imported as far as it is whole.
+    ID is another one for the session, where there is only one in the file, or --only names one. An archive may also be a
+    URL (s3://bucket/NAME). One whose name ends with .partial is imported as far as it is whole.
     """
     source = sys.stdin.buffer if file == "-" else file
-    if session_id is not None and any(choices.values()):
-        raise click.UsageError("an ID is for a file with one session: name it without --only and --skip-existing")
+    if session_id is not None and choices.pop("skip_existing"):
+        raise click.UsageError("an ID is for one session: name it without --skip-existing")
     with invocation.client() as client:
         if session_id is not None:
-            tell_made(client.import_session(source, session_id, model=model), as_json)
+            tell_made(client.import_session(source, session_id, model=model, **choices), as_json)
             return
         with bar("sessions imported", BAR_FROM_SESSIONS) as progress:
             found = client.import_archive(source, model=model, on_progress=progress, **choices)
@@ -306,7 +316,7 @@ def delete(
 ) -> None:
     """Delete a session with everything in it, for good, also one that is held.
 
-    Or all sessions of a pattern or labels, with what schedules would send to them: `inturn retention history` keeps a
+    Or all sessions of a pattern or labels, with what schedules would send to them. `inturn retention history` keeps a
     receipt of each, with its ID and counts, and no text.
     """
     if session_id is not None and any(which.values()):
@@ -348,14 +358,16 @@ def delete_many(invocation: Invocation, which: Mapping[str, Any], *, dry_run: bo
 @session.command()
 @click.argument("session_id", metavar="ID")
 @click.option("--reason", metavar="TEXT", help="Why, for whoever finds it held.")
+@click.option("--replace", is_flag=True, help="Also if somebody holds it already: that hold is over then.")
 @pass_invocation
-def hold(invocation: Invocation, session_id: str, reason: str | None) -> None:
+def hold(invocation: Invocation, session_id: str, reason: str | None, replace: bool) -> None:
     """Keep a session from cleanup, until it is released.
 
-    Cleanup never removes it; `inturn session delete` still does. `inturn session show` says why it is held, and by whom.
+    Cleanup never removes it; `inturn session delete` still does. `inturn session show` says why it is held, by whom, and
+    which holds are over.
     """
     with invocation.client() as client:
-        client.hold_session(session_id, reason)
+        client.hold_session(session_id, reason, replace=replace)
     render.talk(f"session {session_id} is held: cleanup leaves it alone until `inturn session release {session_id}`")
 
 

@@ -282,3 +282,21 @@ class RemovalRow(Row, table=True):
     """Of its messages, as UTF-8."""
     last_activity_at: datetime
     removed_at: datetime
+
+
+class PastHoldRow(Row, table=True):
+    """A hold that is over: who held which session, and who released it."""
+
+    __tablename__ = "past_holds"
+    __table_args__ = (Index(None, "session_id"), Index(None, "session_key"), {"sqlite_autoincrement": True})
+
+    id: int = serial()
+    session_id: int = Field(sa_type=BigInteger)
+    session_key: str = Field(max_length=200)
+    """What the session is called now, or was when it was removed."""
+    reason: str | None = Field(default=None, sa_type=Text)
+    """Null: none was given, or the session is removed."""
+    held_by: str | None = Field(default=None, max_length=200)
+    held_at: datetime | None = None
+    released_by: str = Field(max_length=200)
+    released_at: datetime

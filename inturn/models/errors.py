@@ -9,6 +9,7 @@ InturnError
 ├── SessionNotFoundError (LookupError)  .session_id
 ├── SessionExistsError                  .session_id
 ├── SessionBusyError                    .session_id
+├── SessionHeldError                    .session_id .held_by .held_at .reason
 ├── UnfinishedTurnsError                .session_id .number
 ├── IdempotencyConflictError            .session_id .idempotency_key
 ├── TurnNotFoundError (LookupError)     .turn_id
@@ -36,6 +37,7 @@ A message says what happened, with the value, why, and the next thing to try.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -136,6 +138,20 @@ class SessionBusyError(InturnError):
             f"session {session_id!r} has unfinished turns, and when_busy='reject' was asked for; nothing was stored"
         )
         self.session_id = session_id
+
+
+class SessionHeldError(InturnError):
+    """Somebody holds the session already. Nothing was changed."""
+
+    def __init__(self, session_id: str, held_by: str | None, held_at: datetime | None, reason: str | None) -> None:
+        since = f" since {held_at:%Y-%m-%d %H:%M} UTC" if held_at else ""
+        because = f" ({reason:.200})" if reason else ""
+        super().__init__(
+            f"session {session_id!r} is held by {held_by or 'somebody'}{since}{because}. To put another hold in its place, "
+            f"`inturn session hold {session_id} --replace` (replace=True)"
+        )
+        self.session_id = session_id
+        self.held_by, self.held_at, self.reason = held_by, held_at, reason
 
 
 class UnfinishedTurnsError(InturnError):

@@ -118,6 +118,8 @@ class SessionRow(Row, table=True):
     batch_id: int | None = Field(default=None, sa_type=BigInteger)
     """The batch that made it; null: somebody else did."""
     created_at: datetime
+    imported_at: datetime | None = None
+    """When it was made here of a transcript, whose ``created_at`` it has; null: it was not."""
     last_activity_at: datetime
     """Moves with create, resume and send only; the ledger never touches this row."""
 
@@ -339,6 +341,7 @@ TICKS = Row.metadata.tables["ticks"]
 WORKER_PROCESSES = Row.metadata.tables["worker_processes"]
 REMOVAL_RUNS = Row.metadata.tables["removal_runs"]
 REMOVALS = Row.metadata.tables["removals"]
+PAST_HOLDS = Row.metadata.tables["past_holds"]
 
 FINAL_IS_FINAL = {
     "sqlite": (

@@ -13,8 +13,9 @@ from inturn.models import migrations
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.states import AttemptOutcome, Lane, TurnState
-from inturn.models.store import opening, reading, retention, sending, sweeping, working
-from inturn.models.store.opening import Hold, NewSession
+from inturn.models.store import holding, opening, reading, retention, sending, sweeping, working
+from inturn.models.store.holding import Hold
+from inturn.models.store.opening import NewSession
 from inturn.models.store.reading import TurnRecord
 from inturn.models.store.receipts import Removal
 from inturn.models.store.rules import OWN, Rule, default_rule
@@ -54,7 +55,10 @@ class Store:
         return opening.create_session(self.database, NewSession(key=key, model="echo/echo", **how))
 
     def hold(self, key: str = "s", reason: str | None = None, by: str = "somebody") -> None:
-        opening.hold(self.database, key, Hold(reason, by))
+        holding.hold(self.database, key, Hold(reason, by))
+
+    def release(self, key: str = "s") -> None:
+        holding.release(self.database, key, "somebody else")
 
     def list_expired(self, idle_seconds: float, **how: Any) -> list[Removal]:
         """By the default rule, and by sessions' own idle times."""

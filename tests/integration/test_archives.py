@@ -3,12 +3,13 @@
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import delete
 
 from inturn import (
     ArchiveError,
@@ -25,7 +26,10 @@ from inturn.archives import importing
 from inturn.archives.importing import ImportedSession
 from inturn.archives.reading import opened
 from inturn.archives.writing import Archive, Sealed
-from inturn.models.states import SessionState, TurnState
+from inturn.cleaning import Cleanup
+from inturn.models.clock import now
+from inturn.models.states import TurnState
+from inturn.models.store.rules import Rule
 from inturn.models.store.transcripts import store_transcript
 from inturn.models.tables import SESSIONS
 from ops.servers import PostgresServer
@@ -66,18 +70,20 @@ def histories(client: Client) -> dict[str, list[Any]]:
     }
 
 
+def keep(store: Store, archive: Archive, chunk: list[int]) -> int:
+    with store.database.snapshot() as db:
+        kept = archive.keep(db, chunk)
+    archive.sync()
+    return kept
+
+
 def archived(store: Store, directory: Path, *chunks: list[int]) -> Sealed:
     """As a cleanup run does it."""
 
-    def remove(db: Connection, chunk: list[int], into: Archive) -> None:
-        mine = SESSIONS.c.id.in_(chunk)
-        db.execute(update(SESSIONS).where(mine).values(state=SessionState.DELETING))
-        assert into.keep(db, chunk) == len(chunk)
-        db.execute(delete(SESSIONS).where(mine))
-
     with Archive.create(directory, NAME) as into:
         for chunk in chunks:
-            store.write(remove, chunk, into)
+            assert keep(store, into, chunk) == len(chunk)
+            store.write(lambda db, chunk: db.execute(delete(SESSIONS).where(SESSIONS.c.id.in_(chunk))), chunk)
         sealed = into.seal()
     assert sealed is not None
     return sealed
@@ -107,6 +113,32 @@ def test_what_is_archived_and_removed_can_be_imported_again(
     assert store.start().messages[-1]["content"] == "three"
 
 
+def test_what_is_imported_is_not_removed_by_the_same_rule_at_once(
+    store: Store, client: Client, told: dict[str, int], tmp_path: Path
+):
+    """Its age and its idle time count from the import; when it was made stays true."""
+    rules = [
+        Rule("idle", match="ann-*", idle_seconds=60.0, archive=str(tmp_path)),
+        Rule("age", match="bob-*", age_seconds=60.0, archive=str(tmp_path)),
+    ]
+    work = Cleanup(store.database, rules, "a test")
+    past = {"created_at": now(-3600), "last_activity_at": now(-3600)}
+    store.change(SESSIONS, SESSIONS.c.id > 0, **past)
+    made = client.get_session("bob-1").metadata().created_at
+    assert {removal.session_id for removal in work.run()} == set(KEYS)
+    for archive in tmp_path.glob("inturn-*.gz"):
+        client.import_archive(archive)
+    assert list(work.due()) == []
+    again = client.get_session("bob-1").metadata()
+    assert again.created_at == made
+    assert again.imported_at is not None
+    assert made < again.imported_at <= again.last_activity_at
+    fork = client.get_session("bob-1").fork("bob-2").metadata()
+    assert (fork.imported_at, fork.created_at > made) == (None, True)
+    store.change(SESSIONS, SESSIONS.c.key == "bob-1", imported_at=now(-61))
+    assert [removal.session_id for removal in work.run()] == ["bob-1"]
+
+
 def test_either_database_takes_what_the_other_one_archived(
     store: Store, client: Client, told: dict[str, int], archive: str, postgres: PostgresServer, tmp_path: Path
 ):
@@ -126,7 +158,7 @@ def test_a_session_at_work_is_not_archived(store: Store, told: dict[str, int], t
     before = store.everything()
     with Archive.create(tmp_path, NAME) as archive:
         with pytest.raises(UnfinishedTurnsError, match="turn 3 of session 'ann-2'"):
-            store.write(archive.keep, list(told.values()))
+            keep(store, archive, list(told.values()))
         assert archive.seal() is None
     assert store.everything() == before
     assert not list(tmp_path.glob("inturn-*"))
@@ -134,8 +166,8 @@ def test_a_session_at_work_is_not_archived(store: Store, told: dict[str, int], t
 
 def test_sessions_that_are_gone_are_left_out(store: Store, told: dict[str, int], tmp_path: Path):
     with Archive.create(tmp_path, NAME) as archive:
-        assert store.write(archive.keep, [told["ann-1"], 4711]) == 1
-        assert store.write(archive.keep, [4711]) == 0
+        assert keep(store, archive, [told["ann-1"], 4711]) == 1
+        assert keep(store, archive, [4711]) == 0
 
 
 def test_many_sessions_are_archived_page_by_page(store: Store, client: Client, tmp_path: Path):
@@ -155,9 +187,9 @@ def test_of_a_session_that_is_in_it_twice_the_last_one_counts(
     store: Store, client: Client, told: dict[str, int], tmp_path: Path
 ):
     with Archive.create(tmp_path, NAME) as archive:
-        store.write(archive.keep, list(told.values()))
+        keep(store, archive, list(told.values()))
         store.answer("ann-1", "more")
-        store.write(archive.keep, [told["ann-1"]])
+        keep(store, archive, [told["ann-1"]])
         archive.seal()
     for key in KEYS:
         client.delete_session(key)
@@ -170,6 +202,43 @@ def test_only_some(client: Client, archive: str):
     assert [one.session_id for one in client.import_archive(archive, only=["b?b-1"])] == ["bob-1"]
     with pytest.raises(InvalidInputError, match=r"no session in .* matches 'carl', 'dora-\*'. Nothing was imported"):
         client.import_archive(archive, only=["dora-*", "ann-1", "carl"])
+
+
+def test_one_session_of_an_archive_is_imported_under_another_id(
+    store: Store, client: Client, told: dict[str, int], tmp_path: Path
+):
+    before = histories(client)
+    alone = archived(store, tmp_path, [told["bob-1"]]).location
+    assert client.import_session(alone, "carl").session_id == "carl"
+    assert [(m.type, m.data.content, m.timestamp) for m in client.get_session("carl").get_messages()] == before["bob-1"]
+    Path(alone).unlink()
+    several = archived(store, tmp_path, [told["ann-1"], told["ann-2"]]).location
+    for only, sentence in (
+        (None, r"has 2 sessions \('ann-1', 'ann-2'\).*--only ID"),
+        ("ann-*", r"has 2 sessions \('ann-1', 'ann-2'\).*--only ID"),
+        ("dora", "matches 'dora'"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"{sentence}.*Nothing was imported"):
+            client.import_session(several, "dave", only=only)
+    with pytest.raises(SessionExistsError, match="'carl'"):
+        client.import_session(several, "carl", only="ann-2")
+    assert client.import_session(several, only="ann-2").session_id == "ann-2"
+    client.import_session(Path(several), "dave", only="ann-1", model="echo/other")
+    assert client.get_session("dave").metadata().labels == {"key": "ann-1"}
+    assert client.get_session("dave").metadata().model == "echo/other"
+
+
+def test_of_one_session_that_is_in_it_twice_the_last_one_is_imported(
+    store: Store, client: Client, told: dict[str, int], tmp_path: Path
+):
+    with Archive.create(tmp_path, NAME) as archive:
+        keep(store, archive, [told["ann-1"]])
+        store.answer("ann-1", "more")
+        keep(store, archive, [told["ann-1"]])
+        archive.seal()
+    assert client.import_session(tmp_path / NAME, "carl").metadata().messages == 6
+    (tmp_path / f"{NAME}.partial").write_bytes((tmp_path / NAME).read_bytes()[:-30])
+    assert client.import_session(tmp_path / f"{NAME}.partial", "cut").metadata().messages == 4
 
 
 def test_what_exists_is_refused_or_left_out(store: Store, client: Client, archive: str):
@@ -205,6 +274,27 @@ def test_one_that_its_run_did_not_finish_is_imported_as_far_as_it_is_whole(clien
     partial = Path(f"{archive}.partial")
     partial.write_bytes(Path(archive).read_bytes()[:-30])
     assert [one.session_id for one in client.import_archive(partial)] == ["ann-1", "ann-2"]
+
+
+def test_where_one_is_cut_off_or_damaged_is_told(shell: Shell, tmp_path: Path):
+    partial = tmp_path / f"{NAME}.partial"
+    with Client(home=shell.home) as client, Archive.create(tmp_path, NAME) as archive:
+        for key in KEYS:
+            archive.add(client.create_session(key).export())
+            archive.sync()
+            client.delete_session(key)
+    written = partial.read_bytes()
+    ends = [match.start() for match in re.finditer(b"\x1f\x8b\x08", written)][1:]
+    partial.write_bytes(written[: ends[0] + 20] + b"?" + written[ends[0] + 21 :])
+    damaged = shell.run("session", "import", str(partial))
+    assert (damaged.returncode, damaged.stdout) == (2, "")
+    assert f"{NAME}.partial, line 3: it is damaged: gzip says" in damaged.stderr
+    assert shell.ok("session", "list", "--json") == ""
+    partial.write_bytes(written[: ends[1] + 20])
+    for how in ([], ["--json", "--skip-existing"]):
+        cut = shell.run("session", "import", str(partial), *how)
+        assert (cut.returncode, cut.stderr.count(f"{NAME}.partial is cut off at line 5: ")) == (0, 1)
+    assert [one["session_id"] for one in shell.records("session", "list")] == ["ann-1", "ann-2"]
 
 
 def test_who_is_asked_has_to_be_known_here(store: Store, client: Client, archive: str, tmp_path: Path):
@@ -276,15 +366,19 @@ def test_on_the_command_line(shell: Shell, tmp_path: Path) -> None:
     again = shell.run("session", "import", file, "--skip-existing")
     assert (again.stdout, again.stderr) == ("", "0 sessions imported, 3 left out: they exist already\n")
     for arguments, sentence in (
-        (("carl", "--only", "x"), "an ID is for a file with one session"),
+        (("carl", "--skip-existing"), "an ID is for one session"),
+        (("carl", "--only", "x"), "matches 'x'"),
+        (("carl",), "has 3 sessions ('ann-1', 'ann-2', 'bob-1')"),
         (("--only", "carl"), "matches 'carl'"),
     ):
         wrong = shell.run("session", "import", file, *arguments)
         assert (wrong.returncode, sentence in wrong.stderr) == (2, True)
+    assert shell.ok("session", "import", file, "carl", "--only", "ann-2") == "carl\n"
     plain = tmp_path / "plain.jsonl"
     plain.write_bytes(gzip.decompress(Path(file).read_bytes()))
     many = shell.run("session", "import", str(plain), "carl")
     assert (many.returncode, "line 3: something follows" in many.stderr) == (2, True)
+    assert shell.ok("session", "import", str(plain), "dora", "--only", "ann-2") == "dora\n"
     nowhere = shell.run("session", "import", "nowhere://x/y.jsonl.gz")
     assert (nowhere.returncode, "nowhere://x/y.jsonl.gz cannot be read: " in nowhere.stderr) == (2, True)
     assert json.loads(shell.ok("session", "show", "bob-1", "--json"))["labels"] == {"key": "bob-1"}

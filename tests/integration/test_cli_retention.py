@@ -9,6 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from inturn import Client, InvalidInputError, aio
+from inturn.cleaning import caller
 from inturn.models.clock import now
 from inturn.models.cron import Cron
 from inturn.models.states import ProcessKind
@@ -111,6 +112,25 @@ def test_a_session_is_tested_against_them(shell: Shell) -> None:
     assert "@" in record["held_by"]
 
 
+def test_a_hold_is_not_overwritten_and_its_end_is_told(shell: Shell) -> None:
+    fill(shell)
+    shell.ok("session", "hold", "gold", "--reason", "claim 4711")
+    refused = shell.run("session", "hold", "gold", "--reason", "claim 4712")
+    assert (refused.returncode, "(claim 4711)" in refused.stderr, "--replace" in refused.stderr) == (1, True, True)
+    shell.ok("session", "hold", "gold", "--reason", "claim 4712", "--replace")
+    assert shell.records("session", "show", "gold")[0]["hold_reason"] == "claim 4712"
+    shell.ok("session", "release", "gold")
+    (record,) = shell.records("session", "show", "gold")
+    assert [one["reason"] for one in record["past_holds"]] == ["claim 4712", "claim 4711"]
+    assert {one["released_by"] for one in record["past_holds"]} == {caller()}
+    assert f"claim 4711 (held by {caller()} since " in shell.ok("session", "show", "gold")
+    assert shell.records("retention", "history", "gold") == record["past_holds"]
+    assert "claim 4711" in shell.ok("retention", "history", "gold")
+    shell.ok("session", "delete", "gold", "--yes")
+    receipt, *past = shell.records("retention", "history", "gold")
+    assert (receipt["rule"], [one["reason"] for one in past]) == ("erasure", [None, None])
+
+
 def test_what_was_removed_has_receipts_and_comes_back_from_its_archive(shell: Shell) -> None:
     fill(shell)
     due = shell.records("cleanup", "--dry-run")
@@ -139,6 +159,18 @@ def test_an_archive_that_cannot_be_written_keeps_its_sessions(shell: Shell) -> N
     assert "archives" in failed.stderr
     assert "drafts failed: " in shell.run("retention", "history").stderr
     assert [one["session_id"] for one in shell.records("session", "list")] == ["draft-1", "draft-2", "gold", "else"]
+
+
+def test_one_that_is_deleted_by_hand_has_a_receipt(shell: Shell) -> None:
+    fill(shell)
+    shell.ok("session", "delete", "draft-1", "--yes")
+    with Client(home=shell.home) as client:
+        client.delete_session("draft-2")
+        client.delete_session("draft-2", missing_ok=True)
+    for key in ("draft-1", "draft-2"):
+        (receipt,) = shell.records("retention", "history", key)
+        assert (receipt["rule"], receipt["run"]["sessions"], receipt["run"]["asked_by"]) == ("erasure", 1, caller())
+    assert [run["rule"] for run in shell.records("retention", "history")] == ["erasure"] * 2
 
 
 def test_one_rule_for_once(shell: Shell) -> None:

@@ -99,6 +99,8 @@ def fill(store: Store) -> int:
     for prompt in ("waits", "waits, too"):
         store.send("busy", prompt, options=OPTIONS, idempotency_key="k" + prompt, lane=Lane.BATCH)
     store.session("idle", context_turns=0, retention=Retention.IDLE, retention_seconds=0.1 + 0.2)
+    store.hold("idle", AWKWARD)
+    store.release("idle")
     schedules.add(store.database, NewSchedule("weekly", "busy", AWKWARD, Cron("0 9 * * 1", "Europe/Berlin")))
     with store.database.writing() as db:
         presence.appear(db, Process("b/1/2/3", ProcessKind.WORKER, "host", 2, "chat", 1, "0"))
@@ -212,7 +214,7 @@ def test_ids_go_on_above_all_that_were_ever_given_out(store: Store, make: Make) 
     for number in range(2):  # the target has a past of its own
         other.session(f"past-{number}")
         retention.remove(other.database, f"past-{number}")
-    others = {"batches": 1, "webhook_deliveries": 1, "schedules": 1, "removal_runs": 1}
+    others = {"batches": 1, "webhook_deliveries": 1, "schedules": 1, "removal_runs": 1, "past_holds": 1}
     assert counters(store) == {"sessions": 4, "removals": 7 if not store.is_sqlite else 8, **others}
     move(store, other)
     assert other.session("new") == 5

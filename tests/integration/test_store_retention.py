@@ -9,7 +9,7 @@ from sqlalchemy import insert, select
 from inturn.models.clock import now
 from inturn.models.errors import SessionNotFoundError, StorageError
 from inturn.models.states import Retention, TurnState
-from inturn.models.store import opening, reading, retention
+from inturn.models.store import opening, reading, receipts, retention
 from inturn.models.store.rules import default_rule
 from inturn.models.store.selecting import SessionFilter
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
@@ -59,7 +59,7 @@ def test_the_policy(store: Store):
         age(store, key, days)
     store.hold("held")
     store.hold("held-and-released")
-    opening.hold(store.database, "held-and-released", None)
+    store.release("held-and-released")
     expected = ["short-lived", "old", "very-old", "held-and-released", "failed"]
     assert listed(store) == expected
     kept = [row.key for row in reading.list_sessions(store.database, SessionFilter()) if row.key not in expected]
@@ -196,6 +196,29 @@ def long_session(store: Store, key: str = "s") -> int:
     store.send(key)
     store.start(session)
     return session
+
+
+def test_who_asked_for_a_removal_is_in_its_receipt(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Also of one that takes several transactions; once, however often it is begun."""
+    store.session("short")
+    store.answer("short", "CANARY")
+    long_session(store)
+    with pytest.raises(SessionNotFoundError):
+        retention.remove(store.database, "none", asked_by="ann@host")
+    retention.remove(store.database, "short", asked_by="ann@host")
+    crash(store, monkeypatch, 2)
+    with pytest.raises(StorageError):
+        retention.remove(store.database, "s", asked_by="ann@host")
+    monkeypatch.undo()
+    retention.remove(store.database, "s", asked_by="bob@host")
+    for key, turns in (("short", 1), ("s", TURN_COUNT + 1)):
+        (receipt,) = receipts.list_receipts(store.database, key)
+        assert (receipt.rule, receipt.turns, receipt.messages > turns) == ("erasure", turns, True)
+        assert receipt.run is not None
+        assert (receipt.run.asked_by, receipt.run.sessions, receipt.run.turns) == ("ann@host", 1, turns)
+        assert receipt.run.ended_at is not None
+        assert receipt.run.ended_at >= receipt.run.began_at
+    assert len(receipts.list_runs(store.database)) == 2
 
 
 @pytest.mark.parametrize("crash_after", [1, 2, 3])

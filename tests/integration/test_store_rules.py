@@ -1,14 +1,17 @@
 """Rules of retention: which session each covers, and when it is due, on both databases."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from sqlalchemy import select
 
+from inturn.archives import objects
 from inturn.archives.reading import opened
 from inturn.archives.writing import Archive
 from inturn.cleaning import ALL_RULES, FEW, Cleanup
@@ -26,6 +29,12 @@ from tests.integration.stores import Store, only_sqlite
 
 DAY = 86400.0
 DEFAULT = default_rule(30 * DAY)
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    yield "memory://bucket/archives"
+    fsspec.filesystem("memory").store.clear()
 
 
 def there(store: Store, key: str, idle: float = 0.0, age: float | None = None, **how: Any) -> None:
@@ -135,7 +144,7 @@ def test_what_is_held_or_sent_to_by_a_schedule_stays(store: Store):
     held = reading.get_session(store.database, "held")
     assert (held.hold_reason, held.held_by) == ("a lawsuit", "the counsel")
     assert held.held_at is not None
-    opening.hold(store.database, "held", None)
+    store.release("held")
     released = reading.get_session(store.database, "held")
     assert (released.held, released.hold_reason, released.held_by, released.held_at) == (False, None, None, None)
 
@@ -244,6 +253,44 @@ def test_where_an_archive_broke_off_is_in_the_receipts(store: Store, tmp_path: P
     assert (run.sessions, run.checksum) == (1, None)
     assert [str(path) for path in tmp_path.glob("inturn-*")] == [run.archive]
     assert left(store) == {"draft-1"}
+
+
+@pytest.mark.parametrize("use", ["send", "resume", "rename", "hold", "delete"])
+def test_while_chunks_are_uploaded_everybody_else_goes_on(
+    store: Store, other: Store, bucket: str, monkeypatch: pytest.MonkeyPatch, use: str
+):
+    """Also with what is being archived: who was used since stays, and is archived anew when it is due again."""
+    rule = Rule("drafts", match="draft-*", age_seconds=DAY, archive=bucket)
+    for number in range(3):
+        there(store, f"draft-{number}", 2)
+        store.answer(f"draft-{number}")
+    put, uses = objects.ObjectDraft.sync, iter([1])
+
+    def slow(draft: objects.ObjectDraft) -> None:
+        if next(uses, None):
+            with ThreadPoolExecutor(1) as meanwhile:
+                meanwhile.submit(USES[use], other).result(5)
+        put(draft)
+
+    monkeypatch.setattr(objects.ObjectDraft, "sync", slow)
+    removed = [removal.session_id for removal in cleanup(store, rule, chunk=2).run()]
+    assert removed == ["draft-0", "draft-2"]
+    assert left(store) == {"rename": {"draft-x"}, "delete": set[str]()}.get(use, {"draft-1"})
+    (run,) = receipts.list_runs(store.database)
+    assert (run.sessions, run.error) == (2, None)
+    with opened(str(run.archive)) as archive:
+        assert [it.session_id for it in archive.sessions()] == ["draft-0", "draft-1", "draft-2"]
+
+
+USES: dict[str, Callable[[Store], object]] = {
+    "send": lambda store: store.answer("draft-1", "one more"),
+    "resume": lambda store: opening.resume_session(store.database, "draft-1", None, "be brief"),
+    "rename": lambda store: forking.rename(
+        store.database, reading.get_session(store.database, "draft-1").id, "draft-1", "draft-x"
+    ),
+    "hold": lambda store: store.hold("draft-1"),
+    "delete": lambda store: retention.remove(store.database, "draft-1"),
+}
 
 
 @only_sqlite

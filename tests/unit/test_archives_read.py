@@ -102,3 +102,42 @@ def test_a_partial_one_is_read_as_far_as_it_is_whole():
     assert read(b"", "x.jsonl.gz.partial") == []
     with pytest.raises(InvalidInputError):
         read(content[: synced + 100])
+
+
+THREE = b"".join(lines("c", "four"))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 60, -12, -6, -2])
+def test_damage_within_a_partial_one_is_no_end_of_it(place: int):
+    """Whole members come behind: it was synced, and its sessions were removed."""
+    members = [gzip.compress(each) for each in (ONE, TWO, THREE)]
+    for damaged in (0, 1):
+        spoilt = [*members[:damaged], flipped(members[damaged], place), *members[damaged + 1 :]]
+        begins = len(b"".join(members[:damaged]))
+        with pytest.raises(InvalidInputError, match=r"line \d: .*Nothing was imported") as refused:
+            read(b"".join(spoilt), "x.partial")
+        (note,) = refused.value.__notes__
+        assert note.startswith("sessions follow that were written whole")
+        assert (f"`head -c {begins}`" in note) == (damaged > 0)
+        assert read(b"".join(spoilt)[:begins], "x.partial") == WHOLE[:damaged]
+    assert read(b"".join([*members[:2], flipped(members[2], place)]), "x.partial")[:2] == WHOLE, "nobody can tell"
+
+
+def test_what_is_wrong_in_the_whole_part_of_a_partial_one_is_no_end_of_it():
+    wrong = gzip.compress(ONE.replace(b"two", b"too"))
+    with pytest.raises(InvalidInputError, match="session 'a', line 4: the lines before") as refused:
+        read(wrong + gzip.compress(TWO)[:-20], "x.partial")
+    assert not hasattr(refused.value, "__notes__")
+    assert read(gzip.compress(TWO) + wrong[:-1], "x.partial") == [(1, "b", ["three"])]
+
+
+def test_a_partial_one_says_where_it_ends():
+    """What came behind had not been synced, as far as anybody can tell."""
+    content = gzip.compress(ONE) + gzip.compress(TWO)
+    for cut, line in ((len(content), None), (-1, 8), (-30, r"\d"), (len(gzip.compress(ONE)) + 3, 5)):
+        archive = ArchiveFile(io.BytesIO(content[:cut]), "x.partial")
+        list(archive.sessions())
+        if line is None:
+            assert archive.cut_off is None
+        else:
+            assert re.match(rf"x.partial is cut off at line {line}: ", archive.cut_off or "")

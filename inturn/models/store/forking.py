@@ -34,7 +34,7 @@ from inturn.models.errors import (
 from inturn.models.states import UNFINISHED, Lane, SessionState
 from inturn.models.store import retention
 from inturn.models.store.opening import SYSTEM, UPSERT
-from inturn.models.tables import LEASES, MESSAGES, SCHEDULES, SESSIONS, TURNS
+from inturn.models.tables import LEASES, MESSAGES, PAST_HOLDS, SCHEDULES, SESSIONS, TURNS
 
 LEFT_BEHIND = {
     "session_id", "idempotency_key", "batch_id", "line", "custom_id", "streams", "waits_for", "cancel_requested_at",
@@ -61,6 +61,7 @@ def rename(database: Database, session_id: int, key: str, new_key: str) -> None:
             return False
         db.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(key=new_key, last_activity_at=now()))
         db.execute(update(SCHEDULES).where(mine).values(session_key=new_key))
+        db.execute(update(PAST_HOLDS).where(PAST_HOLDS.c.session_id == session_id).values(session_key=new_key))
         return True
 
     try:
@@ -167,7 +168,8 @@ def _insert_like(db: Connection, original: int, new_key: str, last: int, system:
     """The new session's row. Returns: its id; None: the ID is taken."""
     ours: dict[str, Any] = {
         "key": literal(new_key), "system_turn": null() if system is None else literal(system), "held": false(),
-        "batch_id": null(), "next_turn": literal(last + 1), "created_at": now(), "last_activity_at": now(),
+        "hold_reason": null(), "held_by": null(), "held_at": null(), "imported_at": null(), "batch_id": null(),
+        "next_turn": literal(last + 1), "created_at": now(), "last_activity_at": now(),
     }  # fmt: skip
     names = [column.name for column in SESSIONS.c if column.name != "id"]
     values = select(*(ours.get(name, SESSIONS.c[name]) for name in names)).where(SESSIONS.c.id == original)

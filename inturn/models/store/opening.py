@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, null, update
+from sqlalchemy import Connection, delete, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from inturn.models.clock import now
@@ -157,25 +157,3 @@ def resume_session(database: Database, key: str, model: Chain | None = None, sys
         return int(row.id)
 
     return database.transact(resume)
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Why a session is exempt from retention, and who wants that."""
-
-    reason: str | None
-    by: str
-
-
-def hold(database: Database, key: str, why: Hold | None) -> None:
-    """Exempt a session from retention; None: no longer. Raises: SessionNotFoundError."""
-    anew: dict[str, Any] = {"held": why is not None, "hold_reason": None, "held_by": None, "held_at": null()}
-    if why is not None:
-        anew |= {"hold_reason": why.reason, "held_by": why.by, "held_at": now()}
-
-    def change(db: Connection) -> None:
-        mine = (SESSIONS.c.key == key) & (SESSIONS.c.state == SessionState.ACTIVE)
-        if not db.execute(update(SESSIONS).where(mine).values(anew)).rowcount:
-            raise SessionNotFoundError(key)
-
-    database.transact(change)

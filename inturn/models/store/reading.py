@@ -54,6 +54,7 @@ class SessionRecord:
     halts: bool
     halted_by: int | None
     created_at: datetime
+    imported_at: datetime | None
     last_activity_at: datetime
     turns: int
     messages: int

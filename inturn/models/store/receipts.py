@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from inturn.models.clock import now
 from inturn.models.database import Database
-from inturn.models.tables import MESSAGES, REMOVAL_RUNS, REMOVALS, SESSIONS, TURNS
+from inturn.models.tables import MESSAGES, PAST_HOLDS, REMOVAL_RUNS, REMOVALS, SESSIONS, TURNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,12 @@ def begin_run(database: Database, rule: str, asked_by: str, error: str | None = 
     ended = now() if error else null()
     new = insert(REMOVAL_RUNS).values(rule=rule, asked_by=asked_by, began_at=now(), ended_at=ended, error=error)
     return int(database.transact(lambda db: db.execute(new.returning(REMOVAL_RUNS.c.id)).scalar_one()))
+
+
+def note_deletion(db: Connection, rule: str, asked_by: str, which: ColumnElement[bool]) -> list[Removal]:
+    """Write the receipts of what a transaction removes, and that is all of its run."""
+    new = insert(REMOVAL_RUNS).values(rule=rule, asked_by=asked_by, began_at=now(), ended_at=now())
+    return note(db, db.execute(new.returning(REMOVAL_RUNS.c.id)).scalar_one(), rule, which)
 
 
 def end_run(
@@ -155,13 +161,17 @@ def list_receipts(database: Database, key: str) -> list[Receipt]:
 
 
 def forget_receipts(database: Database, seconds: float, limit: int = 1000) -> int:
-    """Remove a chunk of receipts that are older, and at the end the runs that are older than those. Returns how many."""
+    """Remove a chunk of receipts that are older, and at the end the runs and past holds that are older than those.
+
+    Returns: how many receipts.
+    """
 
     def chunk(db: Connection) -> int:
         old = select(REMOVALS.c.id).where(REMOVALS.c.removed_at < now(-seconds)).limit(limit)
         many = db.execute(delete(REMOVALS).where(REMOVALS.c.id.in_(old))).rowcount
         if not many:
             db.execute(delete(REMOVAL_RUNS).where(REMOVAL_RUNS.c.ended_at < now(-seconds)))
+            db.execute(delete(PAST_HOLDS).where(PAST_HOLDS.c.released_at < now(-seconds)))
         return many
 
     return database.transact(chunk, is_patient=True)

@@ -1,8 +1,9 @@
 """Removal: on request, and by the rules of retention, with receipts."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -20,13 +21,13 @@ from sqlalchemy import (
     update,
 )
 
-from inturn.models.database import Database, be_patient
+from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.failpoints import reached
 from inturn.models.states import SessionState
 from inturn.models.store.budgets import SESSION
 from inturn.models.store.lines import SESSION_DELETED
-from inturn.models.store.receipts import Removal, counted, note
+from inturn.models.store.receipts import Removal, counted, note, note_deletion
 from inturn.models.store.rules import Rule, covered, due, order_of, removable
 from inturn.models.store.selecting import Among
 from inturn.models.store.tally import INSERT, keep_usage, used_by
@@ -36,6 +37,7 @@ from inturn.models.tables import (
     BATCHES,
     LEASES,
     MESSAGES,
+    PAST_HOLDS,
     SCHEDULES,
     SESSIONS,
     SPENDING,
@@ -43,18 +45,26 @@ from inturn.models.tables import (
 )
 
 ERASURE = "erasure"
-"""What receipts call sessions that were removed by somebody's request, many at once."""
+"""What receipts call sessions that were removed by somebody's request."""
 TURNS_A_TRANSACTION = 1000
 """A session with more turns is removed in several transactions, so that no other statement waits long for one."""
 
 
-def remove(database: Database, key: str, session_id: int | None = None) -> int:
+def remove(database: Database, key: str, *, asked_by: str | None = None) -> int:
     """Remove a session with all it owns, whatever it is doing: a call under way finds its lease gone and stores nothing.
+
+    Args:
+        asked_by: who is named in its receipt; None: it has none.
 
     Returns: its surrogate id. Raises: SessionNotFoundError.
     """
-    mine = and_(SESSIONS.c.key == key, SESSIONS.c.id == session_id if session_id else SESSIONS.c.id > 0)
-    removed = _remove(database, mine)
+    mine = SESSIONS.c.key == key
+
+    def book(db: Connection) -> None:
+        if asked_by is not None:
+            note_deletion(db, ERASURE, asked_by, mine)
+
+    removed = _remove(database, mine, book)
     if removed is None:
         raise SessionNotFoundError(key)
     return removed
@@ -78,15 +88,16 @@ def erase(database: Database, session_id: int, run: int, *, held_too: bool) -> R
     return None if found is None else booked[0]
 
 
-def _remove(
-    database: Database, which: ColumnElement[bool], before: Callable[[Connection], object] = lambda db: None
-) -> int | None:
+def _remove(database: Database, which: ColumnElement[bool], before: Callable[[Connection], object]) -> int | None:
     def mark(db: Connection) -> tuple[int, int] | None:
-        found = select(SESSIONS.c.id, SESSIONS.c.next_turn).where(which).with_for_update(key_share=True)
+        found = (
+            select(SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.state).where(which).with_for_update(key_share=True)
+        )
         row = db.execute(found).one_or_none()
         if row is None:
             return None
-        before(db)
+        if row.state == SessionState.ACTIVE:  # or its removal was begun, and has its receipt
+            before(db)
         fence_off(db, row.id)
         if row.next_turn <= TURNS_A_TRANSACTION:
             _take_whole(db, [row.id])
@@ -120,6 +131,7 @@ def _take_whole(db: Connection, sessions: Collection[int]) -> None:
     _keep_lines(db, these.has(TURNS.c.session_id))
     scopes = select(literal(f"{SESSION}:") + cast(SESSIONS.c.id, Text)).where(these.has(SESSIONS.c.id))
     db.execute(delete(SPENDING).where(SPENDING.c.scope.in_(scopes)))
+    db.execute(update(PAST_HOLDS).where(these.has(PAST_HOLDS.c.session_id)).values(reason=null()))
     for rows in (MESSAGES, ATTEMPTS, TURNS):
         db.execute(delete(rows).where(these.has(rows.c.session_id)))
     db.execute(delete(SESSIONS).where(these.has(SESSIONS.c.id)))
@@ -241,12 +253,38 @@ def list_matching(database: Database, which: Rule, after: int = 0, limit: int = 
         return [(session_id, held, Removal(*row)) for *row, session_id, held in rows]
 
 
-Keep = Callable[[Connection, Collection[int]], object]
-"""Told which sessions (surrogate ids) a transaction is about to remove, before it does; an error removes none of them."""
+class Seen(NamedTuple):
+    """What a session was like when it was archived. One that was sent to, resumed or renamed since is another."""
+
+    key: str
+    next_turn: int
+    last_activity_at: datetime
+
+
+SEEN = [SESSIONS.c[name] for name in Seen._fields]
+
+
+def choose_due(
+    db: Connection, rule: Rule, which: ColumnElement[bool], limit: int = 100, without: Collection[int] = ()
+) -> dict[int, Seen]:
+    """The chunk that a rule removes next, by surrogate ids, as a snapshot sees it: to be archived in it, made durable while
+    nothing is locked, and removed by ``remove_due`` as far as it is still the same.
+
+    Args:
+        which: as ``due_now`` says.
+        without: those that turned out not to be the same.
+    """
+    next_ones = select(SESSIONS.c.id, *SEEN).where(which, SESSIONS.c.id.not_in(without)).order_by(*order_of(rule))
+    return {row.id: Seen(*row[1:]) for row in _few(db.execute(next_ones.limit(limit)))}
 
 
 def remove_due(
-    database: Database, rule: Rule, which: ColumnElement[bool], run: int, limit: int = 100, keep: Keep | None = None
+    database: Database,
+    rule: Rule,
+    which: ColumnElement[bool],
+    run: int,
+    limit: int = 100,
+    archived: Mapping[int, Seen] | None = None,
 ) -> list[Removal]:
     """Remove a chunk of what is due by a rule in one transaction, each session with its row in ``removals``.
 
@@ -255,8 +293,12 @@ def remove_due(
     Args:
         which: as ``due_now`` says.
         run: under which the receipts stand.
+        archived: none but these, which ``choose_due`` chose, and of them only those that are what they were then.
     """
-    chunk = partial(_remove_chunk, which=which, rule=rule.name, limit=limit, order=order_of(rule), run=run, keep=keep)
+    if archived is not None:
+        which = and_(which, SESSIONS.c.id.in_(archived))
+    order = order_of(rule)
+    chunk = partial(_remove_chunk, which=which, rule=rule.name, limit=limit, order=order, run=run, archived=archived)
     removed = database.transact(chunk, is_patient=True)
     if removed:
         reached("cleanup.between_chunks")
@@ -270,31 +312,29 @@ def _remove_chunk(
     limit: int,
     order: Sequence[ColumnElement[Any]] = (SESSIONS.c.id,),
     run: int | None = None,
-    keep: Keep | None = None,
+    archived: Mapping[int, Seen] | None = None,
 ) -> list[Removal]:
-    locked = select(SESSIONS.c.key, SESSIONS.c.id, SESSIONS.c.next_turn).where(which).order_by(*order).limit(limit)
+    locked = select(SESSIONS.c.id, *SEEN).where(which).order_by(*order).limit(limit)
     rows = db.execute(locked.with_for_update(skip_locked=True, key_share=True)).all()
-    if not rows:
+    same = [row for row in rows if archived is None or archived[row.id] == row[1:]]
+    if not same:
         return []
-    ids = dict(_few(rows))
+    ids = {row.key: row.id for row in _few(same)}
     # Looked at anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
     removals = note(db, run, rule, and_(Among(db, ids.values()).has(SESSIONS.c.id), which))
     found = [ids[removal.session_id] for removal in removals]
-    if found and keep is not None:
-        be_patient(db)
-        keep(db, found)
     _take_whole(db, found)
     return removals
 
 
-def _few(rows: Iterable[Row[Any, Any, Any]]) -> Iterator[tuple[str, int]]:
+def _few(rows: Iterable[Row[Any, Any, Any, Any]]) -> Iterator[Row[Any, Any, Any, Any]]:
     """As many as have no more turns together than a transaction takes away; one at least. The others are next."""
     turns = 0
     for place, row in enumerate(rows):
         turns += row.next_turn - 1
         if place and turns > TURNS_A_TRANSACTION:
             return
-        yield row.key, row.id
+        yield row
 
 
 def remove_unused(database: Database, sessions: Collection[int], batch_id: int, rule: str) -> int:

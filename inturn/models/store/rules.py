@@ -21,7 +21,7 @@ class Rule:
         match, model: of which IDs, and of which ``provider/model``: ``*`` is any run of characters, ``?`` any one.
         labels: what a session is labelled with, all of it.
         from_batch: whether a batch made it; None: either way.
-        idle_seconds, age_seconds: due after so long without activity, or since it was made.
+        idle_seconds, age_seconds: due after so long without activity, or since it was made, or imported.
         more_than: due, but for so many that were active last.
         archive: where transcripts are written to before; empty: nowhere.
         own: it covers sessions with an idle time of their own (and goes by that, if it has none itself).
@@ -88,11 +88,17 @@ def due(db: Connection, rules: Sequence[Rule], rule: Rule) -> ColumnElement[bool
     if rule.idle_seconds is not None:
         over.append(SESSIONS.c.last_activity_at < ago(rule.idle_seconds))
     if rule.age_seconds is not None:
-        over.append(SESSIONS.c.created_at < ago(rule.age_seconds))
+        over.append(is_older(rule.age_seconds))
     mine = covered(dialect, rules, rule)
     if rule.more_than is not None and (last := _last_to_stay(db, mine, rule.more_than)) is not None:
         over.append(last)
     return and_(or_(*over), mine, removable()) if over else None
+
+
+def is_older(seconds: float) -> ColumnElement[bool]:
+    """By when it was made, or imported, which is later; but that by the index."""
+    imported = or_(SESSIONS.c.imported_at.is_(None), SESSIONS.c.imported_at < ago(seconds))
+    return and_(SESSIONS.c.created_at < ago(seconds), imported)
 
 
 def ago(seconds: float) -> ScalarSelect[datetime]:

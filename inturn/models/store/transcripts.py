@@ -80,9 +80,8 @@ def transcript(database: Database, session_id: int, key: str) -> Transcript:
 
 
 def transcripts(db: Connection, session_ids: Collection[int]) -> Iterator[tuple[str, Transcript]]:
-    """Whole sessions as a transaction sees them that is about to remove them, in the order of their surrogate ids; those
-    that are gone are left out. The caller holds their locks, also once they are ``deleting``, and goes through the turns of
-    each before it asks for the next.
+    """Whole sessions as a snapshot sees them, in the order of their surrogate ids; those that are gone are left out. The
+    caller goes through the turns of each before it asks for the next.
 
     Raises:
         UnfinishedTurnsError: a turn has no end yet, so there is no whole transcript.
@@ -159,7 +158,8 @@ def store_transcript(database: Database, key: str, it: Transcript) -> int:
 
     def store(db: Connection) -> bool:
         values = {"key": key, **it.session, "held": False, "state": SessionState.ACTIVE, "next_turn": it.last + 1}
-        taking = UPSERT[db.dialect.name](SESSIONS).values(**values, system_turn=it.system_turn, last_activity_at=now())
+        values |= {"system_turn": it.system_turn, "imported_at": now(), "last_activity_at": now()}
+        taking = UPSERT[db.dialect.name](SESSIONS).values(values)
         new = db.execute(taking.on_conflict_do_nothing(index_elements=["key"]).returning(SESSIONS.c.id)).scalar()
         if new is None:
             return False

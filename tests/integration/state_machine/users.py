@@ -20,8 +20,9 @@ from inturn.models.errors import (
     TurnNotFoundError,
 )
 from inturn.models.states import FINAL, UNFINISHED, Lane, TurnState
-from inturn.models.store import halting, lanes, opening, retention, sending
-from inturn.models.store.opening import Hold, NewSession
+from inturn.models.store import halting, holding, lanes, opening, retention, sending
+from inturn.models.store.holding import Hold
+from inturn.models.store.opening import NewSession
 from inturn.models.store.receipts import Removal
 from inturn.models.store.rules import default_rule
 from inturn.models.store.sending import Sent, WhenBusy
@@ -180,7 +181,10 @@ class Users(Story):
     @act(1, key=KEYS, held=st.booleans())
     def hold(self, key: str, held: bool) -> None:
         if self.active(key) is not None:
-            opening.hold(self.house.database, key, Hold(None, "somebody") if held else None)
+            if held:
+                holding.hold(self.house.database, key, Hold(None, "somebody"))
+            else:
+                holding.release(self.house.database, key, "somebody")
             assert self.look().keys()[key].session.held == held
 
     @act(1, idle_seconds=st.sampled_from([0.0, 10.0]))
