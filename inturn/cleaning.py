@@ -4,17 +4,19 @@ import getpass
 import logging
 import os
 import platform
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import ColumnElement
 
 from inturn.models.database import Database, translated
 from inturn.models.errors import InturnError, RemovalShareError
+from inturn.models.pace import Pace
 from inturn.models.store import receipts, retention
 from inturn.models.store.receipts import Removal
 from inturn.models.store.retention import Seen
@@ -23,14 +25,22 @@ from inturn.models.store.rules import Rule
 if TYPE_CHECKING:
     from inturn.archives.writing import Archive
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 FEW = 100
 """So many sessions may always be removed at once, whatever share of all they are."""
 ALL_RULES = "all rules"
 """What a run that was refused is booked under."""
-SHARE_OF_TIME, LONGEST_PAUSE_SECONDS = 0.25, 2.0
-"""A paced cleanup works no more than this part of the time."""
+REMOVERS = {"sqlite": 1, "postgresql": 2}
+"""So many connections remove chunks side by side, unless it is paced: SQLite has one writer."""
+FIRST = 50
+"""Sessions in the first chunk."""
+PACED_SECONDS = 0.02
+"""That a chunk of a paced cleanup may take."""
+SHARE_OF_TIME, SHARE_ALONE = 0.2, 0.8
+"""How much of the time it works, while any turn is under way, and while none is."""
 
 Progress = Callable[[int, int], object]
 """Told how many sessions are removed, and of how many."""
@@ -43,7 +53,7 @@ class Cleanup:
     Attributes:
         rules: in their order.
         asked_by: who is named in the receipts.
-        chunk: sessions per transaction.
+        chunk: sessions per transaction, at most; it takes fewer where that would take long.
         share: of all sessions, what one cleanup may remove at most; None: any.
         is_paced: whether it rests between chunks, so that others get the database.
         only: the names of those that are carried out; None: all. The others cover their sessions all the same.
@@ -103,9 +113,7 @@ class Cleanup:
 
                     name = archive_name(rule.name, str(run), datetime.now(UTC))
                     archive = stack.enter_context(Archive.create(rule.archive, name))
-                chunk = self._chunks(rule, which, run, archive)
-                while removed := self._timed(chunk):
-                    yield from removed
+                yield from self._chunks(rule, which, run, archive)
                 sealed = archive.seal() if archive else None
         except BaseException as error:
             said = str(error) if isinstance(error, InturnError) else type(error).__name__
@@ -114,41 +122,46 @@ class Cleanup:
         where = {"archive": sealed.location, "checksum": sealed.sha256} if sealed else {}
         receipts.end_run(self.database, run, **where)
 
-    def _chunks(
-        self, rule: Rule, which: ColumnElement[bool], run: int, archive: "Archive | None"
-    ) -> Callable[[], list[Removal]]:
-        """What removes the next chunk each time that it is called."""
-        if archive is None:
-            return lambda: retention.remove_due(self.database, rule, which, run, self.chunk)
-        changed = set[int]()
+    def _chunks(self, rule: Rule, which: ColumnElement[bool], run: int, archive: "Archive | None") -> Iterator[Removal]:
+        if archive is not None:
+            yield from self._archived(rule, which, run, archive)
+            return
+        removers = 1 if self.is_paced else REMOVERS[self.database.dialect]
+        paces = SimpleQueue[Pace]()
+        for _ in range(removers):
+            paces.put(self._pace())
 
-        def chunk() -> list[Removal]:
-            removed = list[Removal]()
-            while not removed and (seen := self._archived(archive, rule, which, changed)):
-                removed = retention.remove_due(self.database, rule, which, run, self.chunk, seen)
-                gone = {removal.session_id for removal in removed}
-                changed.update(session for session, it in seen.items() if it.key not in gone)
-            return removed
+        def remove() -> list[Removal]:
+            pace = paces.get()
+            try:
+                return retention.remove_due(self.database, rule, which, run, self.chunk, pace=pace)
+            finally:
+                paces.put(pace)
 
-        return chunk
+        yield from side_by_side(remove, removers)
 
-    def _archived(
-        self, archive: "Archive", rule: Rule, which: ColumnElement[bool], changed: Collection[int]
+    def _archived(self, rule: Rule, which: ColumnElement[bool], run: int, archive: "Archive") -> Iterator[Removal]:
+        """A chunk is durable before it is removed. One that was changed meanwhile stays."""
+        changed, pace = set[int](), self._pace()
+        while seen := self._durable(archive, rule, which, min(pace.size, self.chunk), changed):
+            removed = retention.remove_due(self.database, rule, which, run, self.chunk, seen, pace)
+            gone = {removal.session_id for removal in removed}
+            changed.update(session for session, it in seen.items() if it.key not in gone)
+            yield from removed
+
+    def _durable(
+        self, archive: "Archive", rule: Rule, which: ColumnElement[bool], limit: int, without: Collection[int]
     ) -> Mapping[int, Seen]:
-        """The next chunk, once it is durable; without those that were changed before they could be removed."""
         with translated(self.database), self.database.snapshot() as db:
-            seen = retention.choose_due(db, rule, which, self.chunk, changed)
+            seen = retention.choose_due(db, rule, which, limit, without)
             archive.keep(db, seen)
         archive.sync()
         return seen
 
-    def _timed(self, work: Callable[[], list[Removal]]) -> list[Removal]:
-        began = time.monotonic()
-        removed = work()
-        if self.is_paced and removed:
-            took = time.monotonic() - began
-            time.sleep(min(took / SHARE_OF_TIME - took, LONGEST_PAUSE_SECONDS))
-        return removed
+    def _pace(self) -> Pace:
+        if not self.is_paced:
+            return Pace(FIRST)
+        return Pace(FIRST, PACED_SECONDS, lambda: SHARE_OF_TIME if retention.is_in_use(self.database) else SHARE_ALONE)
 
     def _check_share(self, counts: dict[str, int], total: int) -> None:
         if self.share is None or total <= FEW:
@@ -168,3 +181,15 @@ def caller() -> str:
     except (OSError, KeyError, ImportError):  # a user without a name, as in containers
         user = str(os.getuid()) if hasattr(os, "getuid") else "somebody"
     return f"{user}@{platform.node()}"[:200]
+
+
+def side_by_side(work: Callable[[], list[T]], many: int) -> Iterator[T]:
+    """What ``work`` gives each time until it gives nothing, called from so many threads at once."""
+    with ThreadPoolExecutor(many, "inturn-cleanup") as threads:
+        waiting = {threads.submit(work) for _ in range(many)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for each in done:
+                if found := each.result():
+                    waiting.add(threads.submit(work))
+                    yield from found

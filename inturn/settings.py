@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         3650, description="Days for which receipts of removals are kept. Default 3650."
     )
     cleanup_interval_seconds: Positive = Field(3600, description="How often beat cleans up. Default 3600.")
-    cleanup_chunk: Count = Field(100, description="Sessions removed per transaction. Default 100.")
+    cleanup_chunk: Count = Field(1000, description="Sessions removed per transaction, at most. Default 1000.")
     concurrency: Count = Field(1000, description="Sessions that one worker process serves at once. Default 1000.")
     batch_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="Share of a worker's slots that batch may take where it also serves chat. Default 0.8."

@@ -22,6 +22,7 @@ from ops.bench.model_server import ModelServer, model_server
 from ops.bench.plain_celery import PLAIN_CELERY
 from ops.bench.processes import ChildFailedError
 from ops.bench.queue_subject import QueueWorker, TaskQueue
+from ops.bench.retention import SESSIONS, retention_rows
 from ops.bench.rows import FIGURES, GROUPS, LOAD_GROUPS, Row, as_json
 from ops.bench.runs import SATURATED, Contest, contend, saturation_of, say, scale
 from ops.bench.sending import send_rows
@@ -95,6 +96,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     loads = [100, 200, 600, 1000, SATURATED, 5000]
     parser.add_argument("--in-flight", type=counts, default=loads, help=f"default {','.join(map(str, loads))}")
     parser.add_argument("--databases", type=databases_option, default=list(DATABASES), help="default both")
+    parser.add_argument("--sessions", type=int, default=SESSIONS, help=f"that are cleaned up; default {SESSIONS:,}")
     parser.add_argument("--seed", type=int, default=1, help="of the model's latency; default 1")
     return parser.parse_args(words)
 
@@ -160,6 +162,8 @@ def rows_on(kind: str, arguments: argparse.Namespace, bench: Bench, failures: li
             yield from stream_rows(ours, databases, broker, seed, repeat)
         if "batches" in wanted:
             yield from batch_rows(ours, databases, broker, directory, repeat)
+        if "retention" in wanted:
+            yield from retention_rows(ours, databases, broker, seed, repeat, arguments.sessions)
         if "start" in wanted:
             yield first_reply_row(databases, broker, directory, repeat)
 

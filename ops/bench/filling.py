@@ -18,6 +18,8 @@ from inturn.models.tables import ATTEMPTS, MESSAGES, SESSIONS, TURNS, SessionRow
 from ops.bench.workload import PROMPT, REPLY, TURNS_PER_SESSION
 
 PROVIDER = "bench"
+SESSIONS_AT_ONCE = 2000
+"""Sessions that are copied in one transaction."""
 
 
 def fill(url: str, sessions: int, lane: Lane = Lane.CHAT, turns: int = TURNS_PER_SESSION) -> None:
@@ -78,3 +80,51 @@ def copied(table: str, seed: Mapping[str, Any], session: int) -> dict[str, Any]:
     if table == SessionRow.__tablename__:
         return {**seed, "id": session, "key": f"bench-{session}"}
     return {**seed, "session_id": session}
+
+
+def grow_old(url: str, sessions: int, expired: int, turns: int) -> None:
+    """Give an empty database so many sessions of so many answered turns; the first ones were last used two months ago, the
+    others today. The database makes the copies itself: there may be millions of rows.
+    """
+    database = Database(url)
+    upgrade(database)
+    converse(url, "bench-1", f"{PROVIDER}/bench", turns)
+    seeds = [
+        table for table in Row.metadata.sorted_tables if table is SESSIONS or "session_id" in table.primary_key.columns
+    ]
+    with database.writing() as db:
+        for table in seeds:
+            db.execute(text(f"CREATE TABLE seed_{table.name} AS SELECT * FROM {table.name}"))
+    for first in range(2, sessions + 1, SESSIONS_AT_ONCE):
+        last = min(sessions, first + SESSIONS_AT_ONCE - 1)
+        with database.writing() as db:
+            for table in seeds:
+                db.execute(text(_copies(database.dialect, table, expired)), {"first": first, "last": last})
+    with database.writing() as db:
+        for table in seeds:
+            db.execute(text(f"DROP TABLE seed_{table.name}"))
+        if database.dialect == "postgresql":
+            db.execute(text("SELECT setval(pg_get_serial_sequence('sessions', 'id'), :last)"), {"last": sessions})
+    analyze(database)
+
+
+def _copies(dialect: str, table: Table, expired: int) -> str:
+    number, age = "session_id", f"CASE WHEN n <= {expired} THEN 60 ELSE 0 END + (1000000 - n) / 1e7"
+    changed = {"session_id": "n"}
+    if table is SESSIONS:
+        moment = {
+            "postgresql": f"clock_timestamp() - make_interval(secs => 86400 * ({age}))",
+            "sqlite": f"strftime('%Y-%m-%d %H:%M:%f000', julianday('now') - ({age}))",
+        }[dialect]
+        number, changed = "id", {"id": "n", "key": "'bench-' || n", "created_at": moment, "last_activity_at": moment}
+    many = {
+        "postgresql": "generate_series(:first, :last) AS many(n)",
+        "sqlite": (
+            "(WITH RECURSIVE many(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM many WHERE n < :last) "
+            "SELECT n FROM many)"
+        ),
+    }[dialect]
+    columns = [column.name for column in table.columns]
+    values = ", ".join(changed.get(name, name) for name in columns)
+    seed = f"SELECT {values} FROM {many} CROSS JOIN seed_{table.name} WHERE {number} = 1 ORDER BY n"
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) {seed}"

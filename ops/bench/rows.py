@@ -65,6 +65,7 @@ GROUPS = (
     "limits",
     "streams",
     "batches",
+    "retention",
     "start",
     "help",
 )

@@ -62,7 +62,7 @@ def test_every_source_goes_ahead_of_the_next(bare_machine: Path, monkeypatch: py
     assert found["slice_turns"] == (3, "environment INTURN_SLICE_TURNS")
     assert found["max_rescues"] == (2, "./inturn.toml")
     assert found["max_attempts"] == (9, str(user))
-    assert found["cleanup_chunk"] == (100, "default")
+    assert found["cleanup_chunk"] == (1000, "default")
 
 
 def test_providers_of_all_files_are_merged(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

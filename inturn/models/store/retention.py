@@ -24,6 +24,7 @@ from sqlalchemy import (
 from inturn.models.database import Database
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.failpoints import reached
+from inturn.models.pace import Pace
 from inturn.models.states import SessionState
 from inturn.models.store.budgets import SESSION
 from inturn.models.store.lines import SESSION_DELETED
@@ -46,8 +47,10 @@ from inturn.models.tables import (
 
 ERASURE = "erasure"
 """What receipts call sessions that were removed by somebody's request."""
-TURNS_A_TRANSACTION = 1000
+MANY_TURNS, TURNS_A_STEP = 1000, 500
 """A session with more turns is removed in several transactions, so that no other statement waits long for one."""
+TURNS_A_TRANSACTION = 5000
+"""So many may be removed at once with other sessions, however quickly that went before."""
 
 
 def remove(database: Database, key: str, *, asked_by: str | None = None) -> int:
@@ -99,12 +102,12 @@ def _remove(database: Database, which: ColumnElement[bool], before: Callable[[Co
         if row.state == SessionState.ACTIVE:  # or its removal was begun, and has its receipt
             before(db)
         fence_off(db, row.id)
-        if row.next_turn <= TURNS_A_TRANSACTION:
+        if row.next_turn <= MANY_TURNS:
             _take_whole(db, [row.id])
         return row.id, row.next_turn
 
     marked = database.transact(mark)
-    if marked is not None and marked[1] > TURNS_A_TRANSACTION:
+    if marked is not None and marked[1] > MANY_TURNS:
         take_away(database, *marked)
     return marked and marked[0]
 
@@ -138,14 +141,17 @@ def _take_whole(db: Connection, sessions: Collection[int]) -> None:
     keep_usage(db, used)
 
 
-def take_away(database: Database, session_id: int, next_turn: int) -> None:
+def take_away(database: Database, session_id: int, next_turn: int, pace: Pace | None = None) -> None:
     """Remove the rows of a session that is ``deleting``, oldest turns first, and at last the session itself. Several may be
     at it: who comes second finds nothing left of a chunk, also nothing to count.
     """
-    for upto in range(TURNS_A_TRANSACTION, next_turn + TURNS_A_TRANSACTION, TURNS_A_TRANSACTION):
-        database.transact(partial(_take_turns, session_id=session_id, upto=upto))
+    upto, pace = 0, (pace or Pace(0)).counting(TURNS_A_STEP)
+    while upto < next_turn:
+        upto += pace.size
+        chunk = partial(_take_turns, session_id=session_id, upto=upto)
+        pace.step(lambda _, chunk=chunk: database.transact(chunk, is_patient=True))  # type: ignore[misc]
         reached("cleanup.between_chunks")
-    database.transact(lambda db: _take_whole(db, _locked(db, session_id)))
+    database.transact(lambda db: _take_whole(db, _locked(db, session_id)), is_patient=True)
 
 
 def _take_turns(db: Connection, session_id: int, upto: int) -> None:
@@ -222,6 +228,12 @@ def count_covered(database: Database, rules: Sequence[Rule], rule: Rule) -> int:
         return _count(db, covered(database.dialect, rules, rule))
 
 
+def is_in_use(database: Database) -> bool:
+    """Whether any turn is under way."""
+    with database.reading() as db:
+        return bool(db.execute(select(exists().where(LEASES.c.owner.is_not(None)))).scalar())
+
+
 def count_sessions(database: Database) -> int:
     with database.reading() as db:
         return _count(db, SESSIONS.c.state == SessionState.ACTIVE)
@@ -265,7 +277,7 @@ SEEN = [SESSIONS.c[name] for name in Seen._fields]
 
 
 def choose_due(
-    db: Connection, rule: Rule, which: ColumnElement[bool], limit: int = 100, without: Collection[int] = ()
+    db: Connection, rule: Rule, which: ColumnElement[bool], limit: int, without: Collection[int] = ()
 ) -> dict[int, Seen]:
     """The chunk that a rule removes next, by surrogate ids, as a snapshot sees it: to be archived in it, made durable while
     nothing is locked, and removed by ``remove_due`` as far as it is still the same.
@@ -285,6 +297,7 @@ def remove_due(
     run: int,
     limit: int = 100,
     archived: Mapping[int, Seen] | None = None,
+    pace: Pace | None = None,
 ) -> list[Removal]:
     """Remove a chunk of what is due by a rule in one transaction, each session with its row in ``removals``.
 
@@ -293,16 +306,32 @@ def remove_due(
     Args:
         which: as ``due_now`` says.
         run: under which the receipts stand.
+        limit: how many sessions at most.
         archived: none but these, which ``choose_due`` chose, and of them only those that are what they were then.
+        pace: how many sessions it takes at once. One with very many turns is a chunk by itself, in several transactions.
     """
     if archived is not None:
         which = and_(which, SESSIONS.c.id.in_(archived))
+    pace = pace or Pace(limit)
     order = order_of(rule)
-    chunk = partial(_remove_chunk, which=which, rule=rule.name, limit=limit, order=order, run=run, archived=archived)
-    removed = database.transact(chunk, is_patient=True)
-    if removed:
+    chunk = partial(_remove_chunk, which=which, rule=rule.name, order=order, run=run, archived=archived)
+    removed = pace.step(lambda size: database.transact(partial(chunk, limit=min(limit, size)), is_patient=True))
+    if removed.receipts:
         reached("cleanup.between_chunks")
-    return removed
+    for session_id, next_turn in removed.begun:
+        take_away(database, session_id, next_turn, pace)
+    return removed.receipts
+
+
+class Chunk(NamedTuple):
+    """What a transaction removed.
+
+    Attributes:
+        begun: surrogate id and next turn of those that are marked so far, as they have very many turns.
+    """
+
+    receipts: list[Removal]
+    begun: list[tuple[int, int]]
 
 
 def _remove_chunk(
@@ -313,18 +342,21 @@ def _remove_chunk(
     order: Sequence[ColumnElement[Any]] = (SESSIONS.c.id,),
     run: int | None = None,
     archived: Mapping[int, Seen] | None = None,
-) -> list[Removal]:
+) -> Chunk:
     locked = select(SESSIONS.c.id, *SEEN).where(which).order_by(*order).limit(limit)
     rows = db.execute(locked.with_for_update(skip_locked=True, key_share=True)).all()
     same = [row for row in rows if archived is None or archived[row.id] == row[1:]]
     if not same:
-        return []
-    ids = {row.key: row.id for row in _few(same)}
+        return Chunk([], [])
+    chosen = {row.key: row for row in _few(same)}
     # Looked at anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
-    removals = note(db, run, rule, and_(Among(db, ids.values()).has(SESSIONS.c.id), which))
-    found = [ids[removal.session_id] for removal in removals]
-    _take_whole(db, found)
-    return removals
+    removals = note(db, run, rule, and_(Among(db, (row.id for row in chosen.values())).has(SESSIONS.c.id), which))
+    found = [chosen[removal.session_id] for removal in removals]
+    begun = [(row.id, row.next_turn) for row in found if row.next_turn > MANY_TURNS]
+    for session_id, _ in begun:
+        fence_off(db, session_id)
+    _take_whole(db, [row.id for row in found if row.next_turn <= MANY_TURNS])
+    return Chunk(removals, begun)
 
 
 def _few(rows: Iterable[Row[Any, Any, Any, Any]]) -> Iterator[Row[Any, Any, Any, Any]]:
@@ -343,7 +375,8 @@ def remove_unused(database: Database, sessions: Collection[int], batch_id: int, 
     Returns: how many.
     """
     made = and_(SESSIONS.c.id.in_(sessions), SESSIONS.c.batch_id == batch_id, removable())
-    chunk, many = partial(_remove_chunk, which=made, rule=rule, limit=len(sessions)), 0
-    while removed := database.transact(chunk, is_patient=True):
+    chunk = partial(_remove_chunk, which=made, rule=rule, limit=len(sessions))
+    many = 0
+    while removed := database.transact(chunk, is_patient=True).receipts:
         many += len(removed)
     return many
