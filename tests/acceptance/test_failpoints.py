@@ -23,7 +23,7 @@ from inturn.models.database import Database
 from inturn.models.failpoints import NAMES
 from inturn.models.states import Lane, Role, TurnState
 from inturn.models.store import working
-from inturn.models.store.retention import TURNS_A_TRANSACTION
+from inturn.models.store.retention import MANY_TURNS
 from inturn.models.store.working import Claim
 from inturn.models.tables import MESSAGES, SESSIONS, TURNS
 from ops.chaos import rounds
@@ -309,7 +309,7 @@ with Client() as client:
 def test_a_delete_fails_with_half_of_a_session_removed(shared: Stage, name_of_test: str, action: str) -> None:
     """The sweep removes the rest; whoever made the session anew meanwhile keeps that one."""
     name, doomed = "cleanup.between_chunks", shared.talk(name_of_test)
-    surrogate = fill(shared.database, doomed.id, TURNS_A_TRANSACTION + 100)
+    surrogate = fill(shared.database, doomed.id, MANY_TURNS + 100)
     failing = shared.python(DELETE, doomed.id, failpoint=asked(name, action))
     failing.await_fault(name, action)
     wait_until(lambda: not rows_of(shared, surrogate), REPAIR_SECONDS)

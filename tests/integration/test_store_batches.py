@@ -434,7 +434,8 @@ def test_the_line_of_a_removed_session_has_a_result(store: Store):
 def test_the_lines_of_a_large_session_that_is_removed_in_chunks_have_results(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(retention, "TURNS_A_TRANSACTION", 2)
+    for most in "MANY_TURNS", "TURNS_A_STEP":
+        monkeypatch.setattr(retention, most, 2)
     submit(store, [Line(n, str(n), f"prompt {n}", session="large") for n in range(1, 6)])
     retention.remove(store.database, "large")
     assert [each.error_type for each in results(store, tend(store)).values()] == [SESSION_DELETED] * 5

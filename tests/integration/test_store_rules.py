@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from inturn.archives import objects
 from inturn.archives.reading import opened
@@ -18,13 +18,13 @@ from inturn.cleaning import ALL_RULES, FEW, Cleanup
 from inturn.models.clock import now
 from inturn.models.cron import checked_cron
 from inturn.models.errors import ArchiveError, RemovalShareError
-from inturn.models.states import Retention
+from inturn.models.states import Retention, SessionState
 from inturn.models.store import forking, opening, reading, receipts, retention, schedules
 from inturn.models.store.receipts import Removal
 from inturn.models.store.rules import OWN, Rule, default_rule, older_than
 from inturn.models.store.schedules import NewSchedule
 from inturn.models.store.selecting import SessionFilter
-from inturn.models.tables import REMOVALS, SESSIONS
+from inturn.models.tables import REMOVALS, SESSIONS, TURNS
 from tests.integration.stores import Store, only_sqlite
 
 DAY = 86400.0
@@ -312,3 +312,36 @@ def test_too_large_a_share_at_once_takes_somebodys_word(store: Store):
 
 def a_schedule(key: str, *, new_session: bool = False) -> NewSchedule:
     return NewSchedule(key, key, "hello", checked_cron("0 9 * * *", "UTC", datetime.now(UTC)), new_session)
+
+
+def test_a_session_of_very_many_turns_goes_in_several_transactions(store: Store, monkeypatch: pytest.MonkeyPatch):
+    for most in "MANY_TURNS", "TURNS_A_STEP":
+        monkeypatch.setattr(retention, most, 2)
+    there(store, "long", 40)
+    for _ in range(5):
+        store.answer("long")
+    store.change(SESSIONS, SESSIONS.c.key == "long", last_activity_at=now(-40 * DAY))
+    turns_left = list[int]()
+
+    def look(_name: str) -> None:
+        with store.database.reading() as db:
+            assert db.execute(select(SESSIONS.c.state)).scalar() == SessionState.DELETING
+            turns_left.append(db.execute(select(func.count()).select_from(TURNS)).scalar_one())
+
+    monkeypatch.setattr(retention, "reached", look)
+    (removed,) = store.remove_due(DEFAULT)
+    assert (removed.session_id, removed.turns, removed.messages) == ("long", 5, 10)
+    assert turns_left[:2] == [5, 3]
+    assert turns_left[-1] == 0
+    assert not left(store)
+    assert [receipt.turns for receipt in receipts.list_receipts(store.database, "long")] == [5]
+
+
+def test_a_cleanup_side_by_side_removes_each_session_once(store: Store):
+    for number in range(60):
+        there(store, f"s{number}", 40)
+    removed = [it.session_id for it in Cleanup(store.database, [DEFAULT], "me", chunk=3).run()]
+    assert sorted(removed) == sorted(f"s{number}" for number in range(60))
+    assert not left(store)
+    (run,) = receipts.list_runs(store.database)
+    assert run.sessions == 60

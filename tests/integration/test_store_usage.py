@@ -217,7 +217,7 @@ def test_what_is_kept_goes_by_the_day_of_the_attempt(store: Store):
     store.session()
     attempt(store, **ANSWERED)
     attempt(store, **ANSWERED | {"started_at": TUESDAY})
-    store.write(tally.keep_usage, ATTEMPTS.c.turn_number == 2)
+    store.write(lambda db: tally.keep_usage(db, tally.used_by(db, ATTEMPTS.c.turn_number == 2)))
     with store.database.reading() as db:
         assert [(row.day, row.attempts) for row in db.execute(select(PAST_USAGE))] == [("2026-11-24", 1)]
 

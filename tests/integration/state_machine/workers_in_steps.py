@@ -71,7 +71,8 @@ class House:
         self.loop = asyncio.new_event_loop()
         patches.setattr(maintenance, "time", self.clock)
         patches.setattr(maintenance, "is_dead", self.crashed.__contains__)
-        patches.setattr(retention, "TURNS_A_TRANSACTION", 2)
+        for most in "MANY_TURNS", "TURNS_A_STEP", "TURNS_A_TRANSACTION":
+            patches.setattr(retention, most, 2)
         patches.setattr(turns, "time", self.clock)
         patches.setattr(
             turns, "random", SimpleNamespace(random=lambda: 0.5, uniform=lambda low, high: (low + high) / 2)
