@@ -235,7 +235,7 @@ class Telemetry(Meter):
             self._tokens[(model, "input")].inc(settlement.input_tokens)
         if settlement.output_tokens:
             self._tokens[(model, "output")].inc(settlement.output_tokens)
-        if settlement.price:
+        if settlement.price is not None:
             self._cost[(model,)].inc(settlement.price)
         if becomes in FINAL:
             self._turns[(becomes, model, started.lane)].inc()
