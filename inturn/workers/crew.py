@@ -139,6 +139,10 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             costs=Costs(prices, context),
             meter=self.meter,
         )
+        self._make_rounds()
+
+    def _make_rounds(self) -> None:
+        settings = self.settings
         sweep = Sweep(
             self.database,
             settings,

@@ -1,5 +1,6 @@
 """Metrics of running workers and beats, read by HTTP: every one there is, and what they say is what was done."""
 
+import re
 import secrets
 import signal
 import socket
@@ -234,3 +235,21 @@ def test_an_address_that_is_not_this_hosts_is_said(tmp_path: Path, redis: RedisS
         worker = stage.worker("--metrics-port", base())
         worker.await_words("action=metrics_not_served: 203.0.113.1 port", FAULT_SECONDS)
         assert "Cannot assign requested address" in worker.said()
+
+
+@pytest.mark.parametrize("stage", ["sqlite"], indirect=True)
+def test_a_stack_says_where_its_metrics_are_and_each_process_has_its_own(stage: Stage) -> None:
+    port = base()
+    up = stage.command("up", "--metrics-port", port)
+    try:
+        up.await_words(
+            f"metrics: http://127.0.0.1:{port}/metrics and the next free ports, one for each of 2", FAULT_SECONDS
+        )
+        for name in "worker", "beat":
+            log = stage.home / "log" / f"{name}.log"
+            wait_until(lambda log=log: "action=metrics_served" in log.read_text(), FAULT_SECONDS)
+            [url] = re.findall(r"action=metrics_served url=(http://\S+/metrics)", log.read_text())
+            assert scrape(url).total("inturn_build_info", kind=name) == 1
+    finally:
+        up.process.terminate()
+        assert up.await_end() == 0
