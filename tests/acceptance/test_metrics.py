@@ -246,10 +246,14 @@ def test_a_stack_says_where_its_metrics_are_and_each_process_has_its_own(stage: 
             f"metrics: http://127.0.0.1:{port}/metrics and the next free ports, one for each of 2", FAULT_SECONDS
         )
         for name in "worker", "beat":
-            log = stage.home / "log" / f"{name}.log"
-            wait_until(lambda log=log: "action=metrics_served" in log.read_text(), FAULT_SECONDS)
-            [url] = re.findall(r"action=metrics_served url=(http://\S+/metrics)", log.read_text())
+            [url] = served(stage.home / "log" / f"{name}.log")
             assert scrape(url).total("inturn_build_info", kind=name) == 1
     finally:
         up.process.terminate()
         assert up.await_end() == 0
+
+
+def served(log: Path) -> list[str]:
+    """Where the process that writes this log says that it is read."""
+    wait_until(lambda: "action=metrics_served" in log.read_text(), FAULT_SECONDS)
+    return re.findall(r"action=metrics_served url=(http://\S+/metrics)", log.read_text())
