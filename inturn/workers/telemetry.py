@@ -190,6 +190,8 @@ class Telemetry(Meter):
         self._lost, self._reaped = self._plain(Counter, LOST), self._plain(Counter, REAPED)
         self._removed = [self._counted(each) for each in (REMOVED_SESSIONS, REMOVED_TURNS, REMOVED_BYTES)]
         self._cleanups = self._counted(CLEANUPS)
+        for outcome in "completed", "failed":  # there from the start: Prometheus sees no increase of what is new
+            self._cleanups[(outcome,)].inc(0)
         self._exposition: Exposition | None = None
         self._lookout: Lookout | None = None
 
