@@ -148,6 +148,11 @@ class Client(Operations, Schedules, Submissions, Imports):
         self.stop()
 
     @property
+    def failed_hints(self) -> int:
+        """Hints of this client that Redis did not take, since it was started: their turns wait for the next sweep."""
+        return self._connections.hints.failed if self._connections is not None else 0
+
+    @property
     def connections(self) -> Connections:
         """What this client is connected with; connects if need be. For the handles. Raises: ClosedError."""
         connections = self._connections

@@ -117,6 +117,11 @@ class Settings(BaseSettings):
         0.05, description="Shortest time between two commits; less where calls are quick. Default 0.05."
     )
 
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        0, description="Where worker and beat serve metrics: the first free port from here on. Default 0, off."
+    )
+    metrics_host: str = Field("127.0.0.1", description="The address that they serve them on. Default 127.0.0.1.")
+
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __init__(self, **flags: Any) -> None:

@@ -33,6 +33,11 @@ class Client:
     def settings(self) -> Settings:
         return self._handle.settings
 
+    @property
+    def failed_hints(self) -> int:
+        """As of the synchronous one."""
+        return self._handle.failed_hints
+
     @like(sync.Client.start)
     async def start(self) -> Self:
         await self._staff.call(self._handle.start)

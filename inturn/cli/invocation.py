@@ -84,7 +84,16 @@ def global_flags(*, hidden: bool = True) -> Callable[[Function], Function]:
     return declare
 
 
-def _note_flag(context: click.Context, option: click.Parameter, value: str | None) -> None:
+def metrics_flag(function: Function) -> Function:
+    """Let a command that runs processes take the port of their metrics."""
+    help_ = "Serve metrics from the first free port from this one on [metrics_port of the settings]."
+    port = click.IntRange(0, 65_535)
+    return click.option(
+        "--metrics-port", type=port, metavar="PORT", help=help_, expose_value=False, callback=_note_flag
+    )(function)
+
+
+def _note_flag(context: click.Context, option: click.Parameter, value: Any) -> None:
     if value is not None and option.name:
         context.ensure_object(Invocation).flags[option.name] = value  # the one that stands last is read last
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from inturn.cli import render
-from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.invocation import Invocation, metrics_flag, pass_invocation
 from inturn.models.errors import BrokerUnreachableError
 from inturn.models.states import ProcessKind
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--verbose", is_flag=True, help="Show what the processes log, instead of writing it to the home.")
 @click.option("--linked", is_flag=True, hidden=True, help="Stop with the last user: for clients that start a stack.")
+@metrics_flag
 @pass_invocation
 def up(invocation: Invocation, workers: int, verbose: bool, linked: bool) -> None:
     """Run broker, worker and beat together, with nothing set up.
@@ -42,7 +44,7 @@ def supervise(settings: "Settings", *, workers: int, verbose: bool, linked: bool
     from inturn.workers.supervisor import Supervisor
 
     with closing(Database(settings.effective_database_url, connections=2)) as database:
-        report = render.talk if linked else tell
+        report = render.talk if linked else partial(tell, settings, workers)
         arrivals = Arrivals(database, settings, report)
         supervisor = Supervisor(
             settings,
@@ -56,12 +58,17 @@ def supervise(settings: "Settings", *, workers: int, verbose: bool, linked: bool
         supervisor.run()
 
 
-def tell(sentence: str) -> None:
+def tell(settings: "Settings", workers: int, sentence: str) -> None:
     """Say what the supervisor says, and to whom sits there, what comes next."""
-    more = (
-        ": `inturn chat` in another terminal talks to it; Ctrl-C here stops everything" if sentence == "ready" else ""
-    )
-    render.talk(sentence + more)
+    if sentence != "ready":
+        return render.talk(sentence)
+    render.talk("ready: `inturn chat` in another terminal talks to it; Ctrl-C here stops everything")
+    if settings.metrics_port:
+        url = f"http://{settings.metrics_host}:{settings.metrics_port}/metrics"
+        render.talk(
+            f"metrics: {url} and the next free ports, one for each of {workers + 1} processes: their logs say which"
+        )
+    return None
 
 
 class Arrivals:

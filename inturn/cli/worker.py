@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from inturn.cli import render
-from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.cli.invocation import Invocation, metrics_flag, pass_invocation
 from inturn.models.states import Lane
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 )
 @click.option("--lanes", metavar="LANE,...", default=",".join(Lane), show_default=True, help="Which lanes to serve.")
 @click.option("--loglevel", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="How much to log.")
+@metrics_flag
 @pass_invocation
 def worker(invocation: Invocation, concurrency: int | None, lanes: str, loglevel: str) -> None:
     """Run a worker, which answers turns.

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from inturn.models.errors import DatabaseLockedError, DatabaseUnreachableError, InturnError, SchemaError, StorageError
 
@@ -178,6 +178,10 @@ class Database:
                 if not left or not is_deadlock(error.__cause__):
                     raise
                 logger.info("action=deadlock_retried tries_left=%d", left)
+
+    def connections_in_use(self) -> int:
+        pool = self.engine.pool
+        return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
     def close(self) -> None:
         """Close all connections; one that a thread is using, when it comes back."""

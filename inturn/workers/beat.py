@@ -9,6 +9,8 @@ from inturn.models.store import presence
 from inturn.workers.app import broker_url, make_app
 from inturn.workers.live import heard
 from inturn.workers.maintenance import LOOK_SECONDS, Round, Sweep, describe_process
+from inturn.workers.meter import Sources
+from inturn.workers.metering import make_meter
 from inturn.workers.moments import EXPIRES_SECONDS, Reminder
 from inturn.workers.queues import CARRY_OUT_RULES, SWEEPER_SECONDS, Hints, connect, queued
 from inturn.workers.schedules import Firing
@@ -28,7 +30,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
         settings = self.app.settings
         self.database = Database(settings.effective_database_url)
         migrations.prepare(self.database)
-        self.process = describe_process(ProcessKind.BEAT, [], 0)
+        self.process, self.meter = describe_process(ProcessKind.BEAT, [], 0), make_meter(settings)
         hints, self._broker = Hints(make_app(settings, producer=True), SWEEPER_SECONDS), connect(broker_url(settings))
         sweep = Sweep(
             self.database,
@@ -36,6 +38,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
             lambda ready: hints.publish(ready, ready.key),
             lambda lane: queued(self._broker, lane),
             lambda turns: heard(self._broker, turns),
+            self.meter,
         )
         firing = Firing(self.database, lambda sent: hints.publish(sent, sent.turn.key))
         reminder = Reminder(self.database, settings.crons(), lambda: hints.ask(CARRY_OUT_RULES, EXPIRES_SECONDS))
@@ -49,8 +52,10 @@ class Timetable(Scheduler):  # type: ignore[misc]
         ]
         for member in self._rounds:
             member.start()
+        self.meter.serve(Sources(self.process, [self.database], hints))
 
     def close(self) -> None:
+        self.meter.stop()
         for member in self._rounds:
             member.end()
         self.database.transact(lambda db: presence.disappear(db, [self.process.id]))

@@ -24,6 +24,8 @@ from inturn.workers.ledger import Ledger
 from inturn.workers.limits import Limits
 from inturn.workers.live import heard
 from inturn.workers.maintenance import LOOK_SECONDS, Pulse, Round, Sweep, describe_process
+from inturn.workers.meter import Sources
+from inturn.workers.metering import make_meter
 from inturn.workers.pool import TaskPool
 from inturn.workers.prices import Prices
 from inturn.workers.provider import Providers
@@ -95,6 +97,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _assemble(self) -> None:
         settings = self.settings
+        self.meter = make_meter(settings)
         self.announcer = Announcer(broker_url(settings))
         self.hints = Hints(make_app(settings, producer=True), SWEEPER_SECONDS)
         self.broker = connect(broker_url(settings))
@@ -106,6 +109,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             gap_seconds=settings.ledger_gap_seconds,
             on_settled=self._settled,
             on_waited=shares.felt,
+            on_committed=self.meter.committed,
             budgets=[each.budget() for each in settings.budgets],
             hooks=settings.hooks(),
         )
@@ -133,15 +137,21 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             toolbox=self.toolbox,
             context=context,
             costs=Costs(prices, context),
+            meter=self.meter,
         )
+        self._make_rounds()
+
+    def _make_rounds(self) -> None:
+        settings = self.settings
         sweep = Sweep(
             self.database,
             settings,
             lambda ready: self.hints.publish(ready, ready.key),
             lambda lane: queued(self.broker, lane),
             lambda turns: heard(self.broker, turns),
+            self.meter,
         )
-        pulse = Pulse(self.database, settings, self.process, self._held, self._lost, self._cancelled)
+        pulse = Pulse(self.database, settings, self.process, self._held, self._lost, self._cancelled, self.meter)
         self.pulse = Round("pulse", lambda: settings.cancel_poll_seconds, pulse.run)
         self.rounds: list[Round | Courier] = [
             self.pulse,
@@ -161,6 +171,8 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.ledger.start()
         for member in self.rounds:
             member.start()
+        databases = dict.fromkeys((self.database, self.ledger.database))  # on SQLite one and the same
+        self.meter.serve(Sources(self.process, list(databases), self.hints, lambda: len(self._held())))
 
     def stop(self, worker: Any) -> None:
         """Warm: every reply in hand is finished and stored first."""
@@ -185,6 +197,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.teller.stop()
         self.limits.stop()
         self.announcer.stop()
+        self.meter.stop()
         self.database.transact(lambda db: presence.disappear(db, [self.process.id]))
         self.database.close()
 

@@ -40,10 +40,11 @@ UNSTORABLE = "unstorable"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a visit: was the settled session still held, and what was started."""
+    """What came of a visit: was the settled session still held, what was started, and what the settled turn is now."""
 
     kept: bool
     started: Started | None
+    becomes: TurnState | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +75,7 @@ class Ledger:
             quick it is less: a part of what they take (``GAP_SHARE``).
         on_settled: told, in the ledger's thread, each settlement that was stored.
         on_waited: told, in the loop, how many seconds the first of those waited that are answered together.
+        on_committed: told, in the ledger's thread, how many visits a transaction was for, and the seconds that it took.
     """
 
     def __init__(
@@ -86,12 +88,14 @@ class Ledger:
         gap_seconds: float,
         on_settled: Callable[[Settlement], None],
         on_waited: Callable[[float], None] = lambda seconds: None,
+        on_committed: Callable[[int, float], None] = lambda visits, seconds: None,
         budgets: Sequence[Budget] = (),
         hooks: Sequence[Hook] = (),
     ) -> None:
         self.database, self.owner = database, owner
         self._lease_seconds, self._context_turns, self._gap_seconds = lease_seconds, context_turns, gap_seconds
-        self._on_settled, self._on_waited, self._budgets = on_settled, on_waited, budgets
+        self._on_settled, self._on_waited, self._on_committed = on_settled, on_waited, on_committed
+        self._budgets = budgets
         self._told = wanting_turns(hooks)
         self._call_seconds = 0.0
         self.handing_out: dict[int, int] = {}
@@ -223,10 +227,11 @@ class Ledger:
     def _transact(self, visits: Sequence[Visit]) -> None:
         settling = [visit.settlement for visit in visits if visit.settlement is not None]
         claiming = [visit.claim for visit in visits if visit.claim is not None]
+        began = time.monotonic()
         with self.database.writing() as db:
-            stored, going_on = set[Held](), set[Claim]()
+            stored, going_on, taken_back = set[Held](), set[Claim](), set[Held]()
             if settling:
-                stored, going_on = working.settle(db, self.owner, self._lease_seconds, settling, claiming)
+                stored, going_on, taken_back = working.settle(db, self.owner, self._lease_seconds, settling, claiming)
                 reached("release.before_recheck")
             in_doubt = [visit.settlement for visit in visits if visit.tried and visit.settlement is not None]
             kept = stored | working.settled_before(db, in_doubt)
@@ -241,16 +246,20 @@ class Ledger:
                 started = within_budgets(db, self._budgets, started)
             if settling:
                 reached("settle.before_commit")
+        if visits:
+            self._on_committed(len(visits), time.monotonic() - began)
         if settling:
             reached("settle.after_commit")
         if any(started):
             reached("claim.after_commit")
         given = iter(started)
         for visit in visits:
-            was_kept = visit.settlement is not None and visit.settlement.held in kept
-            visit.answer = Answer(was_kept, next(given) if visit.claim is not None else None)
-            if was_kept and visit.settlement is not None:
-                self._on_settled(visit.settlement)
+            found, settled = next(given) if visit.claim is not None else None, visit.settlement
+            if settled is None or settled.held not in kept:
+                visit.answer = Answer(False, found)
+                continue
+            visit.answer = Answer(True, found, TurnState.CANCELLED if settled.held in taken_back else settled.state)
+            self._on_settled(settled)
 
 
 def turn_of(settlement: Settlement) -> str:

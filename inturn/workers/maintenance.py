@@ -21,10 +21,11 @@ from inturn.models.errors import StorageError
 from inturn.models.failpoints import reached
 from inturn.models.states import Lane, ProcessKind
 from inturn.models.store import moments, presence, receipts, retention, sweeping, tending, waking, webhooks
-from inturn.models.store.sweeping import Caps, CutOff
+from inturn.models.store.sweeping import Caps, CutOff, Rescued
 from inturn.models.store.waking import Ready
 from inturn.retention_settings import DAY_SECONDS
 from inturn.settings import Settings
+from inturn.workers.meter import Meter
 from inturn.workers.processes import ProcessIdentity
 from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
 
@@ -101,6 +102,7 @@ class Sweep:
         hint: told of each session that needs one.
         queued_hints: how many hints a lane's queue holds now; None if Redis does not say.
         heard: what was told of replies until their workers died, as far as Redis still knows.
+        meter: counts what was taken back.
     """
 
     def __init__(
@@ -110,8 +112,9 @@ class Sweep:
         hint: Callable[[Ready], object],
         queued_hints: Callable[[Lane], int | None],
         heard: Callable[[Sequence[CutOff]], Iterable[tuple[CutOff, str]]],
+        meter: Meter | None = None,
     ) -> None:
-        self.database, self.settings = database, settings
+        self.database, self.settings, self._meter = database, settings, meter or Meter()
         self._hint, self._queued_hints, self._heard = hint, queued_hints, heard
         self._looked: tuple[float, float] | None = None
         self._wait_until = 0.0
@@ -161,11 +164,12 @@ class Sweep:
         for turn, text in self._heard(turns):
             self.database.transact(partial(sweeping.keep_partial, turn=turn, heard=text))
 
-    def _in_chunks(self, rescue: Callable[[Connection], list[Ready] | None]) -> None:
-        while (ready := self.database.transact(rescue)) is not None:
-            logger.info("action=sessions_rescued count=%d", len(ready))
+    def _in_chunks(self, rescue: Callable[[Connection], Rescued | None]) -> None:
+        while (rescued := self.database.transact(rescue)) is not None:
+            logger.info("action=sessions_rescued count=%d", len(rescued.ready))
+            self._meter.rescued(rescued)
             reached("sweep.after_mark")
-            for session in ready:
+            for session in rescued.ready:
                 self._hint(session)
 
     def _top_up(self, lane: Lane) -> None:
@@ -210,6 +214,7 @@ class Pulse:
         held: session and token of each lease that a slot holds now.
         lost: told session and token of each lease that turned out to be somebody else's.
         cancelled: told of each session and turn whose user wants it back.
+        meter: counts leases that no slot knew of.
     """
 
     def __init__(
@@ -220,8 +225,9 @@ class Pulse:
         held: Callable[[], dict[int, int]],
         lost: Callable[[Collection[tuple[int, int]]], None],
         cancelled: Callable[[Collection[tuple[int, int]]], None],
+        meter: Meter | None = None,
     ) -> None:
-        self.database, self.settings, self.process = database, settings, process
+        self.database, self.settings, self.process, self._meter = database, settings, process, meter or Meter()
         self._held, self._lost, self._cancelled = held, lost, cancelled
         self._next_beat = 0.0
         self._beaten_at: float | None = None
@@ -270,14 +276,16 @@ class Pulse:
         self._orphans = orphans
         if twice:
             logger.warning("action=orphans_freed count=%d", len(twice))
-            self.database.transact(
+            rescued = self.database.transact(
                 lambda db: sweeping.rescue_orphans(
                     db, self.process.id, twice, caps(self.settings), self.settings.hooks()
                 )
             )
+            if rescued is not None:
+                self._meter.rescued(rescued)
 
 
-def scheduled_cleanup(database: Database, settings: Settings) -> None:
+def scheduled_cleanup(database: Database, settings: Settings, meter: Meter) -> None:
     """What beat asks for. The first who claims the period's tick does it."""
     with database.reading() as db:
         slot = int(sweeping.database_time(db) // settings.cleanup_interval_seconds)
@@ -287,18 +295,25 @@ def scheduled_cleanup(database: Database, settings: Settings) -> None:
         while receipts.forget_receipts(database, settings.receipt_days * DAY_SECONDS):
             pass
         crons = settings.crons()
-        _clean_up(database, settings, [rule.name for rule in settings.rules() if rule.name not in crons])
+        _clean_up(database, settings, [rule.name for rule in settings.rules() if rule.name not in crons], meter)
 
 
-def timed_cleanup(database: Database, settings: Settings) -> None:
+def timed_cleanup(database: Database, settings: Settings, meter: Meter) -> None:
     """Carry out the rules whose moment has come, and has been claimed by nobody."""
     crons = settings.crons()
     if claimed := database.transact(lambda db: moments.claim(db, crons)):
-        _clean_up(database, settings, claimed)
+        _clean_up(database, settings, claimed, meter)
 
 
-def _clean_up(database: Database, settings: Settings, only: Collection[str]) -> None:
+def _clean_up(database: Database, settings: Settings, only: Collection[str], meter: Meter) -> None:
     share = settings.max_removal_share
     work = Cleanup(database, settings.rules(), BEAT, settings.cleanup_chunk, share, is_paced=True, only=only)
-    removed = sum(1 for _ in work.run())
+    removed, went_well = 0, False
+    try:
+        for removal in work.run():
+            removed += 1
+            meter.removed(removal)
+        went_well = True
+    finally:
+        meter.cleaned_up(went_well=went_well)
     logger.info("action=cleaned_up removed=%d", removed)

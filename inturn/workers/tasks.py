@@ -31,11 +31,11 @@ def send_message(self: Task, hint: Hint) -> None:
 def remove_expired_sessions() -> None:
     """Remove what the retention policy says, once per period however many beats there are."""
     crew = on_duty()
-    run_coroutine(crew.in_thread(maintenance.scheduled_cleanup, crew.database, crew.settings))
+    run_coroutine(crew.in_thread(maintenance.scheduled_cleanup, crew.database, crew.settings, crew.meter))
 
 
 @shared_task(name=CARRY_OUT_RULES, ignore_result=True)  # type: ignore[untyped-decorator]
 def carry_out_rules() -> None:
     """Carry out the rules of retention whose moment has come, once however many beats there are."""
     crew = on_duty()
-    run_coroutine(crew.in_thread(maintenance.timed_cleanup, crew.database, crew.settings))
+    run_coroutine(crew.in_thread(maintenance.timed_cleanup, crew.database, crew.settings, crew.meter))

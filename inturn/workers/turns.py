@@ -22,6 +22,7 @@ from inturn.workers.context import Context, Plan, TooMuch
 from inturn.workers.costs import Costs, tokens_of
 from inturn.workers.ledger import Answer, Ledger
 from inturn.workers.limits import Ask, Limits
+from inturn.workers.meter import Meter
 from inturn.workers.provider import FailureKind, Prompt, ProviderError, Providers, Reply, ToolSpec
 from inturn.workers.retries import Again, GiveUp, decide
 from inturn.workers.settlements import (
@@ -94,6 +95,7 @@ class Turns:
         toolbox: what models may call.
         context: what they are shown.
         costs: what they cost.
+        meter: counts what becomes of them.
     """
 
     def __init__(
@@ -109,9 +111,11 @@ class Turns:
         toolbox: Toolbox,
         context: Context,
         costs: Costs,
+        meter: Meter | None = None,
     ) -> None:
         self.settings, self.ledger, self.providers, self.teller = settings, ledger, providers, teller
         self.limits, self.toolbox, self.context, self.costs = limits, toolbox, context, costs
+        self.meter = meter or Meter()
         self.cells = Cells(settings)
         self._hint_soon, self._draining = hint_soon, draining
         self.calls: dict[int, Call] = {}
@@ -126,9 +130,11 @@ class Turns:
         until, most = time.monotonic() + self.settings.slice_seconds * part, self.settings.slice_turns * part
         if self._draining():
             return turns
-        answer = await self.ledger.visit(None, Claim(lane, session_id))
+        answer, before = await self.ledger.visit(None, Claim(lane, session_id)), 0
         while answer.started is not None:
             started, turns = answer.started, turns + 1
+            self.meter.claimed(started, goes_on=started.session_id == before)
+            before = started.session_id
             # At once: a plan and a place within a limit may take longer than the heartbeat leaves to leases of nobody.
             self.held[started.session_id] = started.token
             self.ledger.handed_out(started)
@@ -187,7 +193,9 @@ class Turns:
         except asyncio.CancelledError:
             # The slot itself is being stopped. Its turn goes back at once, and nobody is left to wait for the answer.
             self._let_go(started)
-            self.ledger.submit(self._told(round_, stopped(started, self.settings.max_attempts), telling), None)
+            last = self._told(round_, stopped(started, self.settings.max_attempts), telling)
+            answer = self.ledger.submit(last, None)
+            answer.add_done_callback(lambda done: self.meter.settled(started, last, done.result().becomes))
             raise
         return None if settlement is None else self._told(round_, settlement, telling)
 
@@ -252,10 +260,13 @@ class Turns:
             return reply
         except ProviderError as error:
             counted = tokens_of(error)
+            self.meter.refused(started.model, error.error_type)
             raise
         finally:
-            self.ledger.note_call(time.monotonic() - began)
-            self.limits.ended(round_.ask, time.monotonic() - began, counted)
+            took = time.monotonic() - began
+            self.ledger.note_call(took)
+            self.meter.called(started.model, took)
+            self.limits.ended(round_.ask, took, counted)
 
     def _failed(self, started: Started, error: ProviderError, plan: Plan | None) -> Settlement:
         """What becomes of a turn whose call failed; without a plan none was made, as it could not be."""
@@ -318,6 +329,7 @@ class Turns:
     async def _settle(self, started: Started, settlement: Settlement | None, claim: Claim | None) -> Answer:
         answer = await self.ledger.visit(settlement, claim)
         self._let_go(started)
+        self.meter.settled(started, settlement, answer.becomes)
         self.teller.forget(started)  # unless what came of it is stored, and its end told
         if settlement is not None and not answer.kept:
             logger.warning("action=lease_lost session=%s turn=%s: nothing was stored", started.key, started.turn_id)

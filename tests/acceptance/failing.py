@@ -107,7 +107,7 @@ class Stage:
         values = {"home": home, "database_url": database_url, "broker_url": broker_url, **PACE}
         self.settings = Settings.load(providers=providers, **values | more)
         more |= {"providers": providers, "tool_modules": ["toolshed"]}
-        values |= {name: json.dumps(value) for name, value in more.items()}
+        values |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in more.items()}
         self._environment = clean_environment(home) | {
             f"INTURN_{key.upper()}": str(each) for key, each in values.items()
         }
@@ -119,9 +119,9 @@ class Stage:
         """Start a command of ``inturn``: ``worker``, ``cleanup``."""
         return self._start(words, failpoint)
 
-    def worker(self) -> Actor:
+    def worker(self, *words: str) -> Actor:
         """Start one, and wait until it is there: whoever waits for a reply gives up when nobody is for a while."""
-        actor, before = self.command("worker"), self._workers()
+        actor, before = self.command("worker", *words), self._workers()
         wait_until(lambda: self._workers() > before, FAULT_SECONDS)
         return actor
 

@@ -37,7 +37,7 @@ def settle(
     """Whether it was held; and, if the same visit claims, what goes on."""
     asked = [Claim(lane, settled.session_id)] if claims else []
     with store.database.writing() as db:
-        held, going_on = working.settle(db, owner, 30, [settled], asked)
+        held, going_on, _ = working.settle(db, owner, 30, [settled], asked)
         found = working.claim(db, owner, 30, 20, asked, going_on)
     return settled.held in held, next(iter(found), None)
 

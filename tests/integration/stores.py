@@ -108,7 +108,8 @@ class Store:
         return started
 
     def rescue_expired(self, caps: Caps = CAPS) -> list[int]:
-        return [ready.session_id for ready in self.write(sweeping.rescue_expired, caps) or ()]
+        rescued = self.write(sweeping.rescue_expired, caps)
+        return [ready.session_id for ready in rescued.ready] if rescued else []
 
     def expire(self, session_id: int) -> None:
         self.change(LEASES, LEASES.c.session_id == session_id, expires_at=now(-1))

@@ -18,6 +18,7 @@ from inturn.cli.exits import Exit
 from inturn.models.states import TurnState
 from inturn.models.store import concluding
 from inturn.models.store.batches import BatchRecord
+from ops.servers import free_port
 from tests.integration.stores import Store
 from tests.integration.test_store_batches import tend, work
 
@@ -145,3 +146,15 @@ def test_an_empty_model_on_the_command_line_is_none(tmp_path: Path) -> None:
         assert run(["--home", str(tmp_path), *words, "--model", ""]) == Exit.USAGE
     with Client(home=tmp_path) as client:
         assert list(client.list_sessions()) == []
+
+
+def test_a_client_counts_the_hints_that_redis_did_not_take(tmp_path: Path) -> None:
+    client = Client(home=tmp_path, broker_url=f"redis://127.0.0.1:{free_port()}/0")
+    assert client.failed_hints == 0, "it need not be connected to say so"
+    with client:
+        session = client.create_session("ann")
+        assert client.failed_hints == 0
+        for number in range(1, 3):
+            session.send(f"hello {number}")
+            assert client.failed_hints == number
+            session = client.create_session(f"ann-{number}")  # a waiting session needs no other hint

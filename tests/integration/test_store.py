@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -146,7 +147,7 @@ def test_one_stale_settlement_does_not_hold_up_the_others(store: Store):
     store.expire(started[1].session_id)
     store.rescue_expired()
     with store.database.writing() as db:
-        kept, _ = working.settle(db, WORKER, 30, [settlement(each) for each in started])
+        kept, _, _ = working.settle(db, WORKER, 30, [settlement(each) for each in started])
     assert kept == {settlement(each).held for each in (started[0], started[2])}
     assert [store.turn(each.session_id).state for each in started] == ["completed", "queued", "completed"]
 
@@ -470,3 +471,28 @@ def test_leases_that_are_settled_are_looked_up_and_not_searched_for_among_all(st
         plan = "\n".join(db.execute(explained, {"items": items, "owner": WORKER, "lease_seconds": 30}).scalars())
     assert "Update on leases" in plan
     assert "Join Filter" not in plan, plan
+
+
+def test_a_turn_that_was_taken_back_is_told_from_one_that_waits_again(store: Store):
+    ids = [store.session(key) for key in "ab"]
+    for key in "ab":
+        store.send(key)
+    started = [store.start(session) for session in ids]
+    sending.cancel(store.database, ids[0], 1)
+    with store.database.writing() as db:
+        settled = [settlement(each, TurnState.QUEUED, delay_seconds=60) for each in started]
+        kept, going_on, taken_back = working.settle(db, WORKER, 30, settled)
+    assert kept == {each.held for each in settled}
+    assert going_on == set()
+    assert taken_back == {settled[0].held}
+    assert [store.turn(session).state for session in ids] == [TurnState.CANCELLED, TurnState.QUEUED]
+
+
+def test_who_claims_a_turn_is_told_how_long_it_has_waited_and_when_it_was_sent(store: Store):
+    session = store.session()
+    store.send()
+    mine = TURNS.c.session_id == session
+    store.change(TURNS, mine, created_at=now(-3600), ready_at=now(-60))
+    started, present = store.start(session), time.monotonic()
+    assert started.waited_seconds == pytest.approx(60, abs=5)
+    assert present - started.sent_at == pytest.approx(3600, abs=5)

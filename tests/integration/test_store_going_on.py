@@ -21,7 +21,7 @@ def settle_and_claim(
     """Whether it was held, whether it goes on, and what was started."""
     claims = [Claim(lane, started.session_id)]
     with store.database.writing() as db:
-        held, going_on = working.settle(db, WORKER, 30, [settlement(started, state, **how)], claims)
+        held, going_on, _ = working.settle(db, WORKER, 30, [settlement(started, state, **how)], claims)
         (found,) = working.claim(db, WORKER, 30, 20, claims, going_on)
     return (started.session_id, started.token) in held, going_on == set(claims), found
 
@@ -64,7 +64,7 @@ def test_neighbours_go_on_and_others_are_let_go_in_one_transaction(store: Store)
     started = [store.start(session) for session in (waiting, alone)]
     claims = [Claim(Lane.CHAT, waiting), Claim(Lane.CHAT, alone)]
     with store.database.writing() as db:
-        held, going_on = working.settle(db, WORKER, 30, [settlement(each) for each in started], claims)
+        held, going_on, _ = working.settle(db, WORKER, 30, [settlement(each) for each in started], claims)
         found = working.claim(db, WORKER, 30, 20, claims, going_on)
     assert (held, going_on) == ({settlement(each).held for each in started}, set(claims[:1]))
     assert [(each.session_id, each.number) for each in found if each] == [(waiting, 2), (elsewhere, 1)]
@@ -79,7 +79,7 @@ def test_a_late_hint_for_another_lane_starts_nothing_more(store: Store, lanes_as
     started = store.start(session)
     claims = [Claim(lane, session) for lane in lanes_asked]
     with store.database.writing() as db:
-        _, going_on = working.settle(db, WORKER, 30, [settlement(started)], claims)
+        _, going_on, _ = working.settle(db, WORKER, 30, [settlement(started)], claims)
         found = working.claim(db, WORKER, 30, 20, claims, going_on)
     assert [each and each.number for each in found] == [2 if lane == Lane.CHAT else None for lane in lanes_asked]
 

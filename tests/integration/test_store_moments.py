@@ -19,6 +19,7 @@ from inturn.models.store.selecting import SessionFilter
 from inturn.models.tables import SESSIONS, TICKS
 from inturn.settings import Settings
 from inturn.workers.maintenance import scheduled_cleanup, timed_cleanup
+from inturn.workers.meter import Meter
 from inturn.workers.moments import Reminder
 from tests.integration.stores import Store, meet, only_postgresql
 
@@ -216,17 +217,17 @@ def test_each_rule_is_carried_out_in_its_time_and_covers_its_sessions_always(sto
     store.write(moments.begin, crons)
 
     for _ in range(2):
-        timed_cleanup(store.database, settings)
+        timed_cleanup(store.database, settings, Meter())
     assert runs(store) == {}, "no moment has come"
     for _ in range(2):
-        scheduled_cleanup(store.database, settings)
+        scheduled_cleanup(store.database, settings, Meter())
     assert left(store) == {"a-1", "a-2", "a-kept", "b-1"}
     assert runs(store) == {"often": 1, "default": 1}
 
     nightly = TICKS.c.name == tick_name("nightly", crons["nightly"])
     store.change(TICKS, nightly, slot=TICKS.c.slot - YEAR)
     for _ in range(2):
-        timed_cleanup(store.database, settings)
+        timed_cleanup(store.database, settings, Meter())
     assert left(store) == {"a-kept", "b-1"}
     assert runs(store) == {"often": 1, "default": 1, "nightly": 2}
 
@@ -235,10 +236,10 @@ def test_the_share_is_that_of_what_is_carried_out(store: Store):
     settings = Settings.load(retention=RULES, cleanup_interval_seconds=1e9)
     store.write(moments.begin, settings.crons())
     old_sessions(store, *(f"a-{number}" for number in range(FEW + 5)), "else")
-    scheduled_cleanup(store.database, settings)
+    scheduled_cleanup(store.database, settings, Meter())
     assert runs(store) == {"default": 1}
     store.change(TICKS, TICKS.c.name == tick_name("nightly", settings.crons()["nightly"]), slot=TICKS.c.slot - YEAR)
     with pytest.raises(RemovalShareError, match="105 of 105 sessions"):
-        timed_cleanup(store.database, settings)
+        timed_cleanup(store.database, settings, Meter())
     assert len(left(store)) == 100, "a page of them: nothing is removed"
-    timed_cleanup(store.database, settings)  # and it is not tried again before its next moment
+    timed_cleanup(store.database, settings, Meter())  # and it is not tried again before its next moment

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from inturn.models.clock import now
 from inturn.models.states import AttemptOutcome, Lane, Role, TurnState
 from inturn.models.store import sending, sweeping, working
-from inturn.models.store.sweeping import Caps
+from inturn.models.store.sweeping import Caps, Rescued
 from inturn.models.store.working import Step
 from inturn.models.tables import LEASES
 from inturn.settings import Settings
@@ -39,11 +39,13 @@ def test_a_dead_owners_leases_are_taken_over_before_they_run_out(store: Store):
     for key, owner in ("a", "dead-1"), ("b", "dead-2"), ("c", WORKER):
         store.send(key)
         store.start(ids[key], owner=owner)
-    ready = store.write(sweeping.rescue_owned, ["dead-1", "dead-2", "unheard-of"], CAPS) or []
-    assert [(each.session_id, each.key, each.lane) for each in ready] == [
+    rescued = store.write(sweeping.rescue_owned, ["dead-1", "dead-2", "unheard-of"], CAPS)
+    assert rescued is not None
+    assert [(each.session_id, each.key, each.lane) for each in rescued.ready] == [
         (ids["a"], "a", Lane.CHAT),
         (ids["b"], "b", Lane.CHAT),
     ]
+    assert (rescued.leases, rescued.ended) == (2, [])
     assert store.lease(ids["c"]).owner == WORKER
 
 
@@ -137,7 +139,7 @@ def test_an_attempt_that_is_withdrawn_was_never_made(store: Store):
     withdrawn = settlement(once, TurnState.QUEUED, outcome=None, delay_seconds=30)
     with store.database.writing() as db:
         both = [withdrawn, settlement(neighbour)]
-        assert working.settle(db, WORKER, 30, both) == ({each.held for each in both}, set())
+        assert working.settle(db, WORKER, 30, both) == ({each.held for each in both}, set(), set())
         assert working.settled_before(db, [withdrawn]) == {withdrawn.held}
     turn, lease = store.turn(session), store.lease(session)
     assert (turn.state, turn.attempts, turn.rescues) == (TurnState.QUEUED, 1, 0)
@@ -169,7 +171,8 @@ def test_a_rescued_turn_that_was_taken_back_is_cancelled(store: Store):
         store.start(session)
         sending.cancel(store.database, session, 1)
         store.expire(session)
-        assert store.rescue_expired(caps) == []
+        rescued = store.write(sweeping.rescue_expired, caps)
+        assert rescued == Rescued([], 1, [(TurnState.CANCELLED, "echo/echo", Lane.CHAT)])
         turn = store.turn(session)
         assert (turn.state, turn.error_type) == (TurnState.CANCELLED, None)
         assert turn.finished_at is not None
@@ -223,8 +226,9 @@ def test_orphans_are_leases_of_which_no_slot_knows(store: Store):
     # Meanwhile the second was settled and claimed again.
     store.change(LEASES, LEASES.c.session_id == newer, token=7)
     asked = {session: token for session, token in tokens.items() if session != held}
-    ready = store.write(sweeping.rescue_orphans, WORKER, asked, CAPS) or []
-    assert [each.session_id for each in ready] == [lost]
+    rescued = store.write(sweeping.rescue_orphans, WORKER, asked, CAPS)
+    assert rescued is not None
+    assert [each.session_id for each in rescued.ready] == [lost]
     assert store.lease(newer).owner == store.lease(held).owner == WORKER
     assert store.write(sweeping.rescue_orphans, "worker-2", tokens, CAPS) is None
     assert store.write(sweeping.rescue_orphans, WORKER, {}, CAPS) is None
@@ -357,9 +361,9 @@ def test_a_slot_that_lost_its_session_stores_nothing_beside_the_one_that_has_it_
     )
     for lost in (late, kept_back):
         with store.database.writing() as db:
-            assert working.settle(db, WORKER, 30, [lost]) == (set(), set())
+            assert working.settle(db, WORKER, 30, [lost]) == (set(), set(), set())
     now = settlement(current)
     with store.database.writing() as db:
-        assert working.settle(db, WORKER, 30, [late, now, kept_back]) == ({now.held}, set())
+        assert working.settle(db, WORKER, 30, [late, now, kept_back]) == ({now.held}, set(), set())
     assert store.history(session) == [(1, "user", "hello"), (1, "assistant", "reply to turn 1")]
     assert (store.turn(session).attempts, store.turn(session).state) == (2, TurnState.COMPLETED)

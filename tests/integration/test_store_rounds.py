@@ -187,7 +187,7 @@ def test_neighbours_of_a_round_are_settled_in_the_same_transaction(store: Store)
     settled = [went_round(a, "cold"), answered(b), settlement(c, TurnState.QUEUED, delay_seconds=60)]
     claims = [Claim(Lane.CHAT, session) for session in sessions]
     with store.database.writing() as db:
-        held, going_on = working.settle(db, WORKER, 30, settled, claims)
+        held, going_on, _ = working.settle(db, WORKER, 30, settled, claims)
         found = working.claim(db, WORKER, 30, 20, claims, going_on)
     assert (held, going_on) == ({each.held for each in settled}, {claims[0]})
     assert [each and texts(each) for each in found] == [["hello", "round 0", "cold"], None, None]
@@ -223,8 +223,9 @@ def test_a_worker_that_dies_in_a_round_leaves_nothing_of_it(store: Store):
 def test_a_lease_lost_between_two_rounds_goes_on_where_it_was(store: Store):
     """The round is stored, and its answer never came to the slot: to the heartbeat it is an orphan."""
     second = go_round(store, begun(store), "cold")
-    ready = store.write(sweeping.rescue_orphans, WORKER, {second.session_id: second.token}, Caps(5, 3))
-    assert [each.session_id for each in ready or ()] == [second.session_id]
+    rescued = store.write(sweeping.rescue_orphans, WORKER, {second.session_id: second.token}, Caps(5, 3))
+    assert rescued is not None
+    assert [each.session_id for each in rescued.ready] == [second.session_id]
     again = store.start(second.session_id)
     assert (texts(again), again.rounds) == (["hello", "round 0", "cold"], 1)
 

@@ -204,8 +204,9 @@ class Kept(Notebook):
     def __init__(self) -> None:
         self.settlements: list[Settlement] = []
 
-    def submit(self, settlement: Settlement, claim: object) -> None:
+    def submit(self, settlement: Settlement, claim: object) -> "asyncio.Future[Answer]":
         self.settlements.append(settlement)
+        return asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.parametrize(("attempts", "state", "error_type"), [(1, "queued", None), (5, "failed", "stopped")])

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, case, exists, null, or_, selec
 
 from inturn.models.clock import now
 from inturn.models.content import storable
-from inturn.models.states import AttemptOutcome, Lane, TurnState
+from inturn.models.states import FINAL, AttemptOutcome, Lane, TurnState
 from inturn.models.store.waking import Ready, list_ready, make_ready
 from inturn.models.store.webhooks import Hook, announce_turns, wanting_turns
 from inturn.models.tables import ATTEMPTS, LANE_PAUSES, LEASES, SESSIONS, TURNS
@@ -26,6 +26,21 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True)
+class Rescued:
+    """A chunk of leases that were taken over.
+
+    Attributes:
+        ready: the sessions that are ready now.
+        leases: how many were taken over.
+        ended: the turns that are final by it: their states, models and lanes.
+    """
+
+    ready: list[Ready]
+    leases: int
+    ended: list[tuple[TurnState, str, Lane]]
+
+
+@dataclass(frozen=True, slots=True)
 class CutOff:
     """A turn whose reply was being told when its worker died."""
 
@@ -34,25 +49,25 @@ class CutOff:
     attempt: int
 
 
-def rescue_expired(db: Connection, caps: Caps, told: Sequence[Hook] = ()) -> list[Ready] | None:
+def rescue_expired(db: Connection, caps: Caps, told: Sequence[Hook] = ()) -> Rescued | None:
     """Take over a chunk of leases that ran out.
 
     Args:
         told: who is to be told of turns that fail for good by it.
 
-    Returns: the sessions that are ready now; None if there was nothing to take over.
+    Returns: None if there was nothing to take over.
     """
     return _rescue(db, EXPIRED, caps, told)
 
 
-def rescue_owned(db: Connection, owners: Collection[str], caps: Caps, told: Sequence[Hook] = ()) -> list[Ready] | None:
+def rescue_owned(db: Connection, owners: Collection[str], caps: Caps, told: Sequence[Hook] = ()) -> Rescued | None:
     """Take over a chunk of the leases of processes that are known to be dead."""
     return _rescue(db, LEASES.c.owner.in_(owners), caps, told)
 
 
 def rescue_orphans(
     db: Connection, owner: str, tokens: dict[int, int], caps: Caps, told: Sequence[Hook] = ()
-) -> list[Ready] | None:
+) -> Rescued | None:
     """Take over leases that this process owns and none of its slots holds (by session and token)."""
     orphaned = tuple_(LEASES.c.session_id, LEASES.c.token).in_(list(tokens.items()))
     return _rescue(db, (LEASES.c.owner == owner) & orphaned, caps, told)
@@ -81,7 +96,7 @@ def keep_partial(db: Connection, turn: CutOff, heard: str) -> None:
     )
 
 
-def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps, told: Sequence[Hook]) -> list[Ready] | None:
+def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps, told: Sequence[Hook]) -> Rescued | None:
     """Token + 1, so that the former owner changes nothing any more; its running turn waits again, or fails at the cap."""
     found = select(LEASES.c.session_id).where(LEASES.c.owner.is_not(None), whose).limit(CHUNK)
     sessions = [row.session_id for row in db.execute(found.with_for_update(skip_locked=True))]
@@ -96,18 +111,19 @@ def _rescue(db: Connection, whose: ColumnElement[bool], caps: Caps, told: Sequen
         .where(ATTEMPTS.c.session_id.in_(sessions), ATTEMPTS.c.outcome.is_(None))
         .values(outcome=AttemptOutcome.LOST, ended_at=now())
     )
-    failed = _requeue(db, sessions, caps)
+    turns = _requeue(db, sessions, caps)
     if hooks := wanting_turns(told):
-        announce_turns(db, hooks, failed)
+        announce_turns(db, hooks, [(turn.session_id, turn.number) for turn in turns if turn.state == TurnState.FAILED])
     ready = [session for session in sessions if make_ready(db, session)]
-    return list_ready(db, ready)
+    ended = [(TurnState(turn.state), turn.model, Lane(turn.lane)) for turn in turns if turn.state in FINAL]
+    return Rescued(list_ready(db, ready), len(sessions), ended)
 
 
-def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> list[tuple[int, int]]:
+def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> Sequence[Any]:
     """A turn that has been rescued so often that it is tried in a process of its own is not blamed for its worker's death;
     what it has spent counts all the same.
 
-    Returns: session and number of those that failed.
+    Returns: the turns as they are now.
     """
     worn_out = TURNS.c.attempts - TURNS.c.rounds >= caps.attempts
     cancelled = TURNS.c.cancel_requested_at.is_not(None)
@@ -130,12 +146,12 @@ def _requeue(db: Connection, sessions: Sequence[int], caps: Caps) -> list[tuple[
             ),
             error_retryable=case((fails, True), else_=null()),
         )
-        .returning(TURNS.c.session_id, TURNS.c.number, TURNS.c.state)
-    )
-    failed = [(row.session_id, row.number) for row in requeued if row.state == TurnState.FAILED]
-    for session_id, number in failed:
-        _halt(db, session_id, number)
-    return failed
+        .returning(TURNS.c.session_id, TURNS.c.number, TURNS.c.state, TURNS.c.model, TURNS.c.lane)
+    ).all()
+    for turn in requeued:
+        if turn.state == TurnState.FAILED:
+            _halt(db, turn.session_id, turn.number)
+    return requeued
 
 
 def _halt(db: Connection, session_id: int, number: int) -> None:

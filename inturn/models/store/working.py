@@ -6,6 +6,7 @@ has lost the lease, and none of the rest is done for them. The token is checked,
 nobody superseded was paid for and is kept.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ from inturn.models.content import storable, storable_json
 from inturn.models.states import AttemptOutcome, Lane, Overflow, Role, TurnState
 from inturn.models.store import budgets
 from inturn.models.store.budgets import Account, Budget, Exceeded
-from inturn.models.store.dialects import postgresql, sqlite
+from inturn.models.store.dialects import Verdict, postgresql, sqlite
 from inturn.models.store.opening import REPLY, UPSERT
 from inturn.models.tables import ATTEMPTS, MESSAGES, SUMMARY
 
@@ -58,6 +59,8 @@ class Started:
         accounts: what its spend counts for.
         exceeded: a budget of those that is used up: no call may be made.
         is_late: nor may one if its batch's completion window is over.
+        waited_seconds: since it was due, by the database's clock.
+        sent_at: when it was sent, by this process's monotonic clock.
     """
 
     session_id: int
@@ -88,6 +91,8 @@ class Started:
     accounts: tuple[Account, ...] = ()
     exceeded: Exceeded | None = None
     is_late: bool = False
+    waited_seconds: float = field(default=0.0, compare=False)
+    sent_at: float = field(default=0.0, compare=False)
 
     @property
     def turn_id(self) -> str:
@@ -265,6 +270,8 @@ def _started(row: dict[str, Any]) -> Started:
         tools=tuple(orjson.loads(row["tools"] or "[]")),
         labels=orjson.loads(row["labels"]),
         is_late=bool(row["is_late"]),
+        waited_seconds=row["waited"],
+        sent_at=time.monotonic() - row["age"],
     )
 
 
@@ -285,7 +292,7 @@ def _closed(turn: list[Said]) -> list[Said]:
 
 def settle(
     db: Connection, owner: str, lease_seconds: float, settlements: Sequence[Settlement], claims: Sequence[Claim] = ()
-) -> tuple[set[Held], set[Claim]]:
+) -> tuple[set[Held], set[Claim], set[Held]]:
     """Store how attempts ended and let go of their sessions: each becomes ready again by its lowest unfinished turn. Those
     that the claims name are kept in hand, under a new token, if they would be ready at once.
 
@@ -293,19 +300,20 @@ def settle(
         claims: what ``claim`` will be asked for next, in the same transaction.
 
     Returns:
-        The leases under which something was stored, and the claims whose sessions go on; under a lease that was not held
-        any more nothing was changed.
+        The leases under which something was stored, the claims whose sessions go on, and those of the leases whose turns
+        were cancelled instead of waiting again; under a lease that was not held any more nothing was changed.
     """
     claimed = {claim.session_id: claim for claim in claims if claim.session_id is not None}
     items = [
         _item(settlement, claimed.get(settlement.session_id))
         for settlement in sorted(settlements, key=lambda each: each.session_id)
     ]
-    kept: dict[Held, bool] = ENGINES[db.dialect.name].settle(db, owner, lease_seconds, orjson.dumps(items).decode())
+    kept: dict[Held, Verdict] = ENGINES[db.dialect.name].settle(db, owner, lease_seconds, orjson.dumps(items).decode())
     for each in settlements:
         if each.is_round and each.held in kept:
             _go_round(db, each)
-    return set(kept), {claimed[session] for (session, _), goes_on in kept.items() if goes_on}
+    going_on = {claimed[session] for (session, _), verdict in kept.items() if verdict.goes_on}
+    return set(kept), going_on, {held for held, verdict in kept.items() if verdict.taken_back}
 
 
 def _go_round(db: Connection, each: Settlement) -> None:

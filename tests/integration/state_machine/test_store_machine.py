@@ -144,7 +144,7 @@ ON_SQLITE: dict[str, tuple[Break, str]] = {
         "steps has messages at|nothing at",
     ),
     "rescues that leave the turn as it is": (
-        forgetful(sweeping, "_requeue", lambda *_: None),
+        forgetful(sweeping, "_requeue", lambda *_: []),
         "its lease is owned by None, and its running turns are",
     ),
 }

@@ -90,9 +90,8 @@ class House:
     def take_over(self) -> list[int]:
         """A sweep of somebody who cannot have seen a clock jump. Returns the sessions that need a hint."""
         caps = maintenance.caps(self.settings)
-        return [
-            ready.session_id for ready in self.database.transact(lambda db: sweeping.rescue_expired(db, caps)) or ()
-        ]
+        rescued = self.database.transact(lambda db: sweeping.rescue_expired(db, caps))
+        return [ready.session_id for ready in rescued.ready] if rescued else []
 
     def look(self) -> Tables:
         return read(self.database)

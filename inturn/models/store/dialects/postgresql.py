@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, text
 
-from inturn.models.store.dialects import TURNS_BY_TOKENS
+from inturn.models.store.dialects import TURNS_BY_TOKENS, Verdict
 from inturn.models.tables import QUARANTINED, SUMMARY
 
 SESSION_SETTINGS = (
@@ -64,7 +64,7 @@ WITH named AS MATERIALIZED (
     SET state = 'running', attempts = t.attempts + 1, started_at = coalesce(t.started_at, clock_timestamp())
     FROM next WHERE t.session_id = next.session_id AND t.number = next.number AND t.state = 'queued'
     RETURNING t.session_id, t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options, t.system_turn,
-        t.streams, t.fallbacks, t.rounds, t.steps, t.room, t.cuts, t.not_after, next.token
+        t.streams, t.fallbacks, t.rounds, t.steps, t.room, t.cuts, t.not_after, t.ready_at, t.created_at, next.token
 ), tried AS (
     INSERT INTO attempts (session_id, turn_number, number, token, model, started_at)
     SELECT session_id, number, attempts, token, model, clock_timestamp() FROM started
@@ -74,6 +74,8 @@ SELECT started.session_id, started.token, :lane AS lane, s.key, CAST(s.options A
     CAST(started.options AS text) AS options, CAST(started.fallbacks AS text) AS fallbacks,
     started.rounds, started.steps, started.room, started.cuts,
     started.not_after <= (SELECT clock_timestamp()) AS is_late,
+    CAST(extract(epoch FROM clock_timestamp() - started.ready_at) AS double precision) AS waited,
+    CAST(extract(epoch FROM clock_timestamp() - started.created_at) AS double precision) AS age,
     s.context_tokens, s.overflow, CAST(s.tools AS text) AS tools, CAST(s.labels AS text) AS labels, policy.most AS shown,
     (SELECT CAST(json_agg(json_build_array(m.position, m.role, m.content, m.data)) AS text) FROM messages AS m
      WHERE m.session_id = started.session_id AND m.turn_number = started.number
@@ -106,7 +108,7 @@ LEFT JOIN LATERAL (
     ORDER BY m.turn_number DESC LIMIT 1
 ) AS summary ON true
 UNION ALL
-SELECT session_id, token, :lane, {", ".join(["NULL"] * 24)}
+SELECT session_id, token, :lane, {", ".join(["NULL"] * 26)}
 FROM next
 WHERE session_id NOT IN (SELECT session_id FROM started)
 """)
@@ -212,7 +214,7 @@ WITH item AS MATERIALIZED (
     INSERT INTO messages (session_id, turn_number, position, role, content, data, created_at)
     SELECT session_id, number, place, 'assistant', reply, reply_data, clock_timestamp() FROM kept WHERE becomes = 'completed'
 )
-SELECT session_id, token, goes_on FROM kept
+SELECT session_id, token, goes_on, becomes <> state AS taken_back FROM kept
 """)
 
 
@@ -243,7 +245,7 @@ def claim(
     return [row for row in rows if row["number"] is not None]
 
 
-def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[tuple[int, int], bool]:
+def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[tuple[int, int], Verdict]:
     db.execute(LOCK, {"sessions": [item["session_id"] for item in orjson.loads(items)], "owner": owner})
     kept = db.execute(SETTLE, {"items": items, "owner": owner, "lease_seconds": lease_seconds})
-    return {(row.session_id, row.token): row.goes_on for row in kept}
+    return {(row.session_id, row.token): Verdict(row.goes_on, row.taken_back) for row in kept}

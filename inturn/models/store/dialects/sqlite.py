@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from inturn.models.clock import NOW, after
 from inturn.models.states import Overflow
-from inturn.models.store.dialects import TURNS_BY_TOKENS
+from inturn.models.store.dialects import TURNS_BY_TOKENS, Verdict
 from inturn.models.tables import QUARANTINED, SUMMARY
 
 SESSION_SETTINGS: tuple[str, ...] = ()
@@ -55,6 +55,8 @@ LOAD = text(f"""
 SELECT t.session_id, l.token, :lane AS lane, s.key, s.options AS session_options,
     t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options, t.streams,
     t.fallbacks, t.rounds, t.steps, t.room, t.cuts, t.not_after <= {NOW_} AS is_late,
+    (julianday('now') - julianday(t.ready_at)) * 86400 AS waited,
+    (julianday('now') - julianday(t.created_at)) * 86400 AS age,
     s.context_tokens, s.overflow, s.tools, s.labels,
     (SELECT json_group_array(json_array(m.position, m.role, m.content, json(m.data))) FROM messages AS m
      WHERE m.session_id = t.session_id AND m.turn_number = t.number AND m.position BETWEEN 1 AND t.steps + 1) AS said,
@@ -218,13 +220,13 @@ def with_history(db: Connection, rows: list[dict[str, Any]]) -> list[dict[str, A
     return [row | {"history": histories[row["session_id"]]} for row in rows]
 
 
-def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[tuple[int, int], bool]:
+def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict[tuple[int, int], Verdict]:
     # By token, too: of one session a slot that lost it and the one that has it now may come at once.
     held = {(row.session_id, row.token) for row in db.execute(HELD, {"items": items, "owner": owner})}
     if not held:
         return {}
     kept = [item for item in orjson.loads(items) if (item["session_id"], item["token"]) in held]
-    _take_back(db, kept)
+    taken_back = _take_back(db, kept)
     listed = {"items": orjson.dumps(kept).decode()}
     statements = [TURN, TRIED, SAY]
     if any(item["outcome"] is None for item in kept):
@@ -236,7 +238,7 @@ def settle(db: Connection, owner: str, lease_seconds: float, items: str) -> dict
     going_on = _keep(db, lease_seconds, [item for item in kept if item["claimed"] and _goes_on(item)])
     if over := sorted({session for session, _ in held} - going_on):
         db.execute(RELEASE, {"sessions": orjson.dumps(over).decode()})
-    return {(session, token): session in going_on for session, token in held}
+    return {(session, token): Verdict(session in going_on, session in taken_back) for session, token in held}
 
 
 def _keep(db: Connection, lease_seconds: float, items: list[dict[str, Any]]) -> set[int]:
@@ -248,10 +250,12 @@ def _goes_on(item: dict[str, Any]) -> bool:
     return bool(item["state"] != "queued" or item["outcome"] == "completed")
 
 
-def _take_back(db: Connection, items: list[dict[str, Any]]) -> None:
-    """A turn that would wait again while its user wants it back is cancelled."""
+def _take_back(db: Connection, items: list[dict[str, Any]]) -> set[int]:
+    """A turn that would wait again while its user wants it back is cancelled. Returns the sessions of those that are."""
+    taken = set[int]()
     if any(item["state"] == "queued" for item in items):
-        taken = {row.session_id for row in db.execute(TAKEN_BACK, {"items": orjson.dumps(items).decode()})}
+        taken |= {row.session_id for row in db.execute(TAKEN_BACK, {"items": orjson.dumps(items).decode()})}
         for item in items:
             if item["session_id"] in taken:
                 item["state"] = "cancelled"
+    return taken

@@ -1,0 +1,61 @@
+"""Who counts what happens in a process: nobody, unless its metrics are on; then ``telemetry.py`` does."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inturn.models.database import Database
+from inturn.models.states import TurnState
+from inturn.models.store.presence import Process
+from inturn.models.store.receipts import Removal
+from inturn.models.store.sweeping import Rescued
+from inturn.models.store.working import Settlement, Started
+from inturn.workers.queues import Hints
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a process is asked for when somebody reads its metrics.
+
+    Attributes:
+        databases: whose connections are counted. The first of them is asked about the deployment.
+        leases_held: how many there are now.
+    """
+
+    process: Process
+    databases: Sequence[Database]
+    hints: Hints
+    leases_held: Callable[[], int] = lambda: 0
+
+
+class Meter:
+    """Counts nothing. Told by several threads."""
+
+    def serve(self, sources: Sources) -> None:
+        """Let the metrics be read by HTTP. Where that cannot be, the log says why, and the process goes on."""
+
+    def stop(self) -> None:
+        """Serve no longer."""
+
+    def claimed(self, started: Started, *, goes_on: bool) -> None:
+        """A slot has a turn. ``goes_on``: it had the session before, so nobody waited for a worker."""
+
+    def called(self, model: str, seconds: float) -> None:
+        """A call to a model is over, whatever came of it."""
+
+    def refused(self, model: str, error_type: str) -> None:
+        """It ended in an error of its provider."""
+
+    def settled(self, started: Started, settlement: Settlement | None, becomes: TurnState | None) -> None:
+        """An attempt is settled, and its turn is this now; None: the lease was lost, and nothing was stored."""
+
+    def committed(self, visits: int, seconds: float) -> None:
+        """The ledger has stored what so many visits wanted."""
+
+    def rescued(self, rescued: Rescued) -> None:
+        """The sweep has taken over leases."""
+
+    def removed(self, removal: Removal) -> None:
+        """A cleanup has removed a session."""
+
+    def cleaned_up(self, *, went_well: bool) -> None:
+        """A cleanup is over."""
