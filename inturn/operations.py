@@ -16,6 +16,7 @@ from inturn.models.store import budgets, holding, lanes, moments, reading, recei
 from inturn.models.store.budgets import Standing
 from inturn.models.store.holding import PastHold
 from inturn.models.store.lanes import LaneInfo
+from inturn.models.store.outlook import Outlook, outlook
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import TurnRecord
 from inturn.models.store.receipts import Receipt, Removal, Run
@@ -236,14 +237,13 @@ class Operations(ABC):
         with database.reading() as db:
             return moments.next_cleanup(db, REMOVE_EXPIRED_SESSIONS, settings.cleanup_interval_seconds, beats)
 
-    def rule_of(self, session_id: str) -> tuple[Rule | None, bool]:
-        """Which rule of retention covers a session (None: it is kept for ever), and whether it is due by it now.
+    def outlook(self, session_id: str) -> Outlook:
+        """What becomes of a session by the rules of retention: which covers it, when it is due, and what keeps it.
 
         Raises:
             SessionNotFoundError: there is none of that ID.
         """
-        key = reading.get_session(self.connections.database, checked_session_id(session_id)).key
-        return retention.rule_of(self.connections.database, self.settings.rules(), key)
+        return outlook(self.connections.database, self.settings.rules(), checked_session_id(session_id))
 
     def list_removal_runs(self, *, limit: int | None = None) -> Iterator[Run]:
         """What cleanups removed, rule by rule, newest first, page by page.

@@ -87,7 +87,7 @@ class Client:
     resume_lane = wrapped(sync.Client.resume_lane)
     cleanup = wrapped(sync.Client.cleanup)
     list_rules = wrapped(sync.Client.list_rules)
-    rule_of = wrapped(sync.Client.rule_of)
+    outlook = wrapped(sync.Client.outlook)
     list_removal_runs = paged(sync.Client.list_removal_runs)
     list_receipts = wrapped(sync.Client.list_receipts)
     list_past_holds = wrapped(sync.Client.list_past_holds)

@@ -106,10 +106,30 @@ def test_a_session_is_tested_against_them(shell: Shell) -> None:
     assert found["gold"]["reason"] == "kept for ever by gold"
     assert found["own"]["reason"] == "removed by own: idle for 1d, which is its own time"
     assert "draft-1" in shell.ok("retention", "test", "draft-1")
+    assert found["else"]["reason"] == "not yet; by default: idle for 30d, counted from its last activity"
+    days = (datetime.fromisoformat(found["else"]["due_at"]) - datetime.now(UTC)) / timedelta(days=1)
+    assert (round(days, 1), found["else"]["counts_from"]) == (28.0, "last_activity_at")
+    assert (found["gold"]["due_at"], found["gold"]["counts_from"]) == (None, None)
+    assert f"{datetime.fromisoformat(found['else']['due_at']).astimezone():%Y-%m-%d}" in shell.ok(
+        "retention", "test", "else"
+    )
     assert shell.run("retention", "test", "nobody").returncode == 4
     (record,) = shell.records("session", "show", "draft-2")
     assert (record["held"], record["hold_reason"]) == (True, "claim 4711")
     assert "@" in record["held_by"]
+
+
+def test_a_schedule_keeps_its_session_and_a_paused_one_does_not(shell: Shell) -> None:
+    fill(shell)
+    shell.ok("schedule", "add", "draft-1", "hello", "--cron", "0 9 * * *", "--name", "daily")
+    (found,) = shell.records("retention", "test", "draft-1")
+    assert (found["due"], found["schedules"], found["paused_schedules"]) == (False, ["daily"], [])
+    assert found["reason"].startswith("the schedule daily sends to it; otherwise by drafts: idle for 1d")
+    shell.ok("schedule", "pause", "daily")
+    (found,) = shell.records("retention", "test", "draft-1")
+    assert (found["due"], found["schedules"], found["paused_schedules"]) == (True, [], ["daily"])
+    assert found["reason"].startswith("removed by drafts: idle for 1d")
+    assert found["reason"].endswith("; the schedule daily sends to it, but paused ones keep nothing")
 
 
 def test_a_hold_is_not_overwritten_and_its_end_is_told(shell: Shell) -> None:
@@ -190,8 +210,8 @@ def test_the_sdk_says_the_same(shell: Shell) -> None:
         assert session is not None
         assert (session.hold_reason, session.held_by) == ("claim 4711", "the counsel")
         assert [one.due for one in client.list_rules()] == [1, 0, 2, 0]
-        rule, due = client.rule_of("draft-1")
-        assert (rule and rule.name, due) == ("drafts", True)
+        found = client.outlook("draft-1")
+        assert (found.rule and found.rule.name, found.due) == ("drafts", True)
         seen: list[tuple[int, int]] = []
         removed = client.cleanup(on_progress=lambda done, total: seen.append((done, total)))
         assert seen == [(1, 3), (2, 3), (3, 3)]

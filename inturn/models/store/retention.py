@@ -239,17 +239,6 @@ def count_sessions(database: Database) -> int:
         return _count(db, SESSIONS.c.state == SessionState.ACTIVE)
 
 
-def rule_of(database: Database, rules: Sequence[Rule], key: str) -> tuple[Rule | None, bool]:
-    """Which rule covers a session (None: it is kept for ever), and whether it would be removed now."""
-    with database.reading() as db:
-        for rule in rules:
-            mine = SESSIONS.c.key == key
-            if _count(db, and_(mine, covered(database.dialect, rules, rule))):
-                which = due(db, rules, rule)
-                return rule, which is not None and _count(db, and_(mine, which)) > 0
-    return None, False
-
-
 def _count(db: Connection, which: ColumnElement[bool]) -> int:
     return int(db.execute(select(func.count()).select_from(SESSIONS).where(which)).scalar_one())
 
