@@ -199,7 +199,10 @@ def test_one_rule_for_once(shell: Shell) -> None:
     assert {one["session_id"] for one in listed} == {"draft-1", "draft-2", "gold", "else", "own"}
     assert shell.records("cleanup", "--older-than", "3d", "--dry-run") == []
     assert shell.run("cleanup", "--older-than", "long").returncode == 2
-    assert len(shell.records("cleanup", "--older-than", "36h", "--yes")) == 5
+    removed = shell.run("cleanup", "--older-than", "36h", "--yes")
+    assert removed.stdout.splitlines()[1].split("\t")[:3] == ["older-than", "5", "1"]
+    assert removed.stderr.startswith("5 sessions (5 by older-than; ")
+    assert shell.records("session", "list") == []
 
 
 def test_the_sdk_says_the_same(shell: Shell) -> None:
@@ -215,7 +218,7 @@ def test_the_sdk_says_the_same(shell: Shell) -> None:
         seen: list[tuple[int, int]] = []
         removed = client.cleanup(on_progress=lambda done, total: seen.append((done, total)))
         assert seen == [(1, 3), (2, 3), (3, 3)]
-        assert len(removed) == 3
+        assert [(one.rule, one.sessions) for one in removed] == [("own", 1), ("drafts", 2)]
         assert [run.sessions for run in client.list_removal_runs()] == [2, 1]
         for wrong in (timedelta(0), timedelta(days=-1)):
             try:
@@ -227,6 +230,9 @@ def test_the_sdk_says_the_same(shell: Shell) -> None:
     async def ask() -> tuple[int, int]:
         async with aio.Client(home=shell.home) as client:
             runs = [run async for run in client.list_removal_runs()]
+            due = [removal async for removal in client.list_due(older_than=timedelta(hours=36))]
+            found = [removal.session_id async for removal in client.list_matching(pattern="g*", held_too=True)]
+            assert ([removal.session_id for removal in due], found) == (["else"], ["gold"])
             return len(runs), len(await client.list_receipts("own"))
 
     assert asyncio.run(ask()) == (2, 1)
