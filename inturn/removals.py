@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from inturn.cleaning import Cleanup, Progress, caller
 from inturn.connections import Connections
-from inturn.models.content import checked_labels, checked_text
+from inturn.models.content import checked_labels, checked_pattern
 from inturn.models.errors import InturnError, InvalidInputError
 from inturn.models.store import receipts, retention
 from inturn.models.store.receipts import Removal, RemovalSum, add_up
@@ -110,7 +110,7 @@ class Removals(ABC):
         Returns: what was removed, or would be.
 
         Raises:
-            InvalidInputError: neither pattern nor labels are given.
+            InvalidInputError: neither pattern nor labels are given, or no ID can be of the pattern.
         """
         which = _matching(pattern, labels)
         removed = RemovalSum(retention.ERASURE)
@@ -128,7 +128,7 @@ class Removals(ABC):
         """The sessions that ``delete_sessions`` would remove now, page by page.
 
         Raises:
-            InvalidInputError: neither pattern nor labels are given.
+            InvalidInputError: neither pattern nor labels are given, or no ID can be of the pattern.
         """
         return self._listed(_matching(pattern, labels), held_too)
 
@@ -164,4 +164,4 @@ def _matching(pattern: str | None, labels: Mapping[str, str] | None) -> Rule:
     """Raises: InvalidInputError."""
     if not pattern and not labels:
         raise InvalidInputError("which sessions? Give a pattern of their IDs, labels that they have, or both")
-    return Rule(retention.ERASURE, checked_text("pattern", pattern) or "*", labels=checked_labels(labels) or {})
+    return Rule(retention.ERASURE, checked_pattern(pattern) if pattern else "*", labels=checked_labels(labels) or {})

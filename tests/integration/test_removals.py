@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inturn import ArchiveError, Client, Settings
+from inturn import ArchiveError, Client, InvalidInputError, Settings
 from inturn.cli import render
 from inturn.client import Removal, RemovalSum
 from inturn.models.clock import now
@@ -92,6 +92,14 @@ def test_what_is_listed_is_what_is_added_up(store: Store, client: Client):
     assert [run.rule for run in client.list_removal_runs()] == ["erasure", "drafts"], (
         "where there is none, there is no run"
     )
+
+
+@pytest.mark.parametrize("pattern", ["ann[1-3]*", "ann %", "ann/*", "Ä*", "*\\n", "a" * 201, 7])
+def test_a_pattern_that_no_session_can_have_is_refused(client: Client, pattern: str):
+    for use in (client.delete_sessions, client.list_matching):
+        with pytest.raises(InvalidInputError, match=r"can be no session's ID: use letters, digits and \. _ : @ -"):
+            use(pattern=pattern)
+    assert list(client.list_matching(pattern="*" + "a" * 199 + "?", labels={"é": "["})) == []
 
 
 def test_what_was_removed_before_a_rule_failed_is_told(store: Store, client: Client):
