@@ -68,7 +68,7 @@ def clean_up(client: Client) -> None:
     client.create_session(SCRATCH, retention=timedelta(milliseconds=1))
     client.hold_session(CONVERSATION)
 
-    due = client.cleanup(dry_run=True)  # What beat would remove now; without dry_run it is removed.
+    due = client.list_due()  # What beat would remove now; client.cleanup() removes it.
     print("due for removal:", ", ".join(removal.session_id for removal in due if removal.session_id.startswith(USER)))
 
 

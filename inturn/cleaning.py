@@ -4,7 +4,7 @@ import getpass
 import logging
 import os
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -67,12 +67,12 @@ class Cleanup:
     is_paced: bool = False
     only: Collection[str] | None = None
 
-    def due(self) -> Iterator[Removal]:
+    def due(self) -> Generator[Removal, None, None]:
         """What ``run`` would remove now, rule by rule."""
         for rule in self._chosen():
             yield from retention.list_due(self.database, self.rules, rule)
 
-    def run(self, on_progress: Progress = lambda done, total: None) -> Iterator[Removal]:
+    def run(self, on_progress: Progress = lambda done, total: None) -> Generator[Removal, None, None]:
         """Remove what is due; yields what was removed once its chunk is committed. A rule that fails does not hold up the
         others: the first failure is raised in the end.
 

@@ -42,7 +42,7 @@ from inturn.models.store.lanes import LaneInfo
 from inturn.models.store.opening import Chain, NewSession
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import Attempt
-from inturn.models.store.receipts import Removal
+from inturn.models.store.receipts import Removal, RemovalSum
 from inturn.models.store.schedules import Schedule
 from inturn.models.store.selecting import SessionFilter
 from inturn.models.store.situation import Reason
@@ -62,6 +62,7 @@ from inturn.records import (
     checked_options,
     retention_rule,
 )
+from inturn.removals import Removals
 from inturn.scheduling import Schedules
 from inturn.session import Session
 from inturn.settings import Settings
@@ -79,6 +80,7 @@ __all__ = [
     "PastHold",
     "Reason",
     "Removal",
+    "RemovalSum",
     "Schedule",
     "Session",
     "SessionEvent",
@@ -94,7 +96,7 @@ __all__ = [
 PAGE = 100
 
 
-class Client(Operations, Schedules, Submissions, Imports):
+class Client(Operations, Removals, Schedules, Submissions, Imports):
     """The way to sessions. Use it in ``with``, or between ``start`` and ``stop``; threads may share one.
 
     Args:

@@ -1,35 +1,33 @@
-"""What who runs inturn asks and does: why something waits, what is quarantined, lanes, workers, cleanup, usage, webhooks."""
+"""What who runs inturn asks and does: why something waits, what is quarantined, lanes, workers, rules, usage, webhooks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import get_args
 
-from inturn.cleaning import Cleanup, Progress, caller
 from inturn.connections import Connections
 from inturn.models.content import checked_labels, checked_lane, checked_session_id, checked_text
 from inturn.models.cron import Cron
-from inturn.models.errors import DeliveryNotFoundError, InturnError, InvalidInputError
+from inturn.models.errors import DeliveryNotFoundError
 from inturn.models.states import DeliveryState, ProcessKind
 from inturn.models.store import budgets, holding, lanes, moments, reading, receipts, retention, usage, webhooks
 from inturn.models.store.budgets import Standing
 from inturn.models.store.holding import PastHold
 from inturn.models.store.lanes import LaneInfo
+from inturn.models.store.outlook import Outlook, outlook
 from inturn.models.store.presence import WorkerInfo
 from inturn.models.store.reading import TurnRecord
-from inturn.models.store.receipts import Receipt, Removal, Run
+from inturn.models.store.receipts import Receipt, Run
 from inturn.models.store.rules import Rule
-from inturn.models.store.rules import older_than as once
 from inturn.models.store.situation import Reason
 from inturn.models.store.usage import UsageBy, UsageRecord
 from inturn.models.store.webhooks import WebhookDelivery
 from inturn.reasons import why
-from inturn.records import checked_limit, checked_moment, retention_rule
+from inturn.records import checked_limit, checked_moment
 from inturn.settings import Settings
 from inturn.turn import Turn, checked_choice
 from inturn.waiting import alive_workers
-from inturn.workers.live import forget
 from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
 
 PAGE = 100
@@ -119,97 +117,6 @@ class Operations(ABC):
             connections.hints.publish(session, session.key)
         return was_paused
 
-    def cleanup(
-        self,
-        *,
-        dry_run: bool = False,
-        older_than: timedelta | None = None,
-        any_share: bool = False,
-        on_progress: Progress = lambda done, total: None,
-    ) -> list[Removal]:
-        """Remove now what the rules of retention say; with ``dry_run``, only list it.
-
-        Args:
-            older_than: instead of all rules, those that keep or archive among them: every session that was idle for so long,
-                but those that are held, or were made with ``retention=None``.
-            any_share: remove it also if it is more of all sessions than ``max_removal_share`` allows.
-            on_progress: told how many sessions are removed, and of how many.
-
-        Raises:
-            InvalidInputError: ``older_than`` is not positive.
-            RemovalShareError: it would be too large a share of all sessions; nothing is removed.
-            ArchiveError: a rule's archive cannot be written; what it was to hold is not removed.
-        """
-        settings, rules = self.settings, self.settings.rules()
-        if older_than is not None:
-            _, seconds = retention_rule(older_than)
-            rules = [once(seconds or 0.0)]
-        share = None if any_share else settings.max_removal_share
-        work = Cleanup(self.connections.database, rules, caller(), settings.cleanup_chunk, share)
-        if dry_run:
-            return list(work.due())
-        removed = list[Removal]()
-        try:
-            removed.extend(work.run(on_progress))
-        except InturnError as error:
-            if removed:
-                error.add_note(
-                    f"{len(removed):,} sessions were removed all the same: `inturn retention history` says which"
-                )
-            raise
-        return removed
-
-    def delete_sessions(
-        self,
-        *,
-        pattern: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        held_too: bool = False,
-        dry_run: bool = False,
-        on_progress: Progress = lambda done, total: None,
-    ) -> list[Removal]:
-        """Remove all sessions of a pattern and labels, whatever they are doing, with what schedules would send to them.
-
-        Each is removed in one transaction (in several, if it has more than a thousand turns), and has a receipt.
-
-        Args:
-            pattern: of session IDs: ``*`` is any characters, ``?`` any one.
-            labels: that they have, all of them.
-            held_too: also those that are held.
-            dry_run: only list them.
-            on_progress: told how many sessions are done, and of how many.
-
-        Returns: what was removed, or would be.
-
-        Raises:
-            InvalidInputError: neither pattern nor labels are given.
-        """
-        if not pattern and not labels:
-            raise InvalidInputError("which sessions? Give a pattern of their IDs, labels that they have, or both")
-        which = Rule(retention.ERASURE, checked_text("pattern", pattern) or "*", labels=checked_labels(labels) or {})
-        found, after = list[tuple[int, Removal]](), 0
-        while page := retention.list_matching(self.connections.database, which, after):
-            after = page[-1][0]
-            found += [(session, removal) for session, held, removal in page if held_too or not held]
-        if dry_run or not found:
-            return [removal for _, removal in found]
-        return self._erase([session for session, _ in found], held_too, on_progress)
-
-    def _erase(self, sessions: Sequence[int], held_too: bool, on_progress: Progress) -> list[Removal]:
-        database, erased = self.connections.database, list[Removal]()
-        run = receipts.begin_run(database, retention.ERASURE, caller())
-        error: str | None = "it was broken off"
-        try:
-            for done, session in enumerate(sessions, 1):
-                if removal := retention.erase(database, session, run, held_too=held_too):
-                    forget(self.connections.broker, session)
-                    erased.append(removal)
-                on_progress(done, len(sessions))
-            error = None
-        finally:
-            receipts.end_run(database, run, error=error)
-        return erased
-
     def list_rules(self) -> list[RuleInfo]:
         """The rules of retention in their order, with how many sessions each covers, how many are due by it now, and when it
         is carried out next.
@@ -236,14 +143,13 @@ class Operations(ABC):
         with database.reading() as db:
             return moments.next_cleanup(db, REMOVE_EXPIRED_SESSIONS, settings.cleanup_interval_seconds, beats)
 
-    def rule_of(self, session_id: str) -> tuple[Rule | None, bool]:
-        """Which rule of retention covers a session (None: it is kept for ever), and whether it is due by it now.
+    def outlook(self, session_id: str) -> Outlook:
+        """What becomes of a session by the rules of retention: which covers it, when it is due, and what keeps it.
 
         Raises:
             SessionNotFoundError: there is none of that ID.
         """
-        key = reading.get_session(self.connections.database, checked_session_id(session_id)).key
-        return retention.rule_of(self.connections.database, self.settings.rules(), key)
+        return outlook(self.connections.database, self.settings.rules(), checked_session_id(session_id))
 
     def list_removal_runs(self, *, limit: int | None = None) -> Iterator[Run]:
         """What cleanups removed, rule by rule, newest first, page by page.

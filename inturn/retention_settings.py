@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from inturn.models.content import checked_pattern
 from inturn.models.cron import Cron, checked_cron, checked_timezone
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class RetentionSettings(BaseModel):
     def _plain(cls, pattern: str) -> str:
         """Several stars are one."""
         return re.sub(r"\*+", "*", pattern)
+
+    @field_validator("match")
+    @classmethod
+    def _possible(cls, match: str) -> str:
+        return checked_pattern(match)
 
     @field_validator("archive")
     @classmethod

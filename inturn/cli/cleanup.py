@@ -1,7 +1,6 @@
 """``inturn cleanup``: what beat does on its own, done now."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from inturn.cli.values import span
 from inturn.cli.words import size
 
 if TYPE_CHECKING:
-    from inturn.client import Removal
+    from inturn.client import Removal, RemovalSum
 
 BAR_FROM_SESSIONS = 100
 
@@ -38,33 +37,64 @@ def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None,
     how: dict[str, Any] = {"older_than": older_than}
     with invocation.client() as client:
         if dry_run or not yes:
-            due = client.cleanup(dry_run=True, **how)
             if dry_run:
-                print_removals(due, "would be removed", as_json)
+                print_due(client.list_due(**how), "would be removed", as_json)
                 return
+            due = client.cleanup(dry_run=True, **how)
             if due and not render.ask(f"Remove {in_all(due)} for good? (--dry-run lists them)"):
                 raise click.Abort
         with bar("removing sessions", BAR_FROM_SESSIONS) as progress:
-            removed = client.cleanup(any_share=True, on_progress=progress, **how)
-    print_removals(removed, "is removed" if len(removed) == 1 else "are removed", as_json)
+            removed = client.cleanup(any_share=True, on_progress=progress, on_removal=teller(as_json), **how)
+    print_sums(removed, "removed", as_json)
 
 
-def in_all(removals: "Sequence[Removal]") -> str:
+def in_all(sums: "Sequence[RemovalSum]") -> str:
     """``3 sessions (2 by default, 1 by drafts; 1.2 MB of text)``."""
-    rules = Counter(removal.rule for removal in removals)
-    by = ", ".join(f"{count:,} by {rule}" for rule, count in rules.items())
-    return f"{render.counted(len(removals), 'session')} ({by}; {size(sum(one.bytes for one in removals))} of text)"
+    by = ", ".join(f"{one.sessions:,} by {one.rule}" for one in sums)
+    text = size(sum(one.bytes for one in sums))
+    return f"{render.counted(sum(one.sessions for one in sums), 'session')} ({by}; {text} of text)"
 
 
-def print_removals(
-    removals: "Sequence[Removal]", becomes: str, as_json: bool, empty: str = "nothing is due for removal"
+def print_due(
+    removals: "Iterable[Removal]", becomes: str, as_json: bool, empty: str = "nothing is due for removal"
 ) -> None:
+    """List what would be removed, as it comes."""
     if as_json:
         for removal in removals:
-            render.json_line(asdict(removal))
+            tell(removal)
         return
-    rows = [(one.session_id, one.rule, one.turns, one.messages, one.bytes, one.last_activity_at) for one in removals]
+    from inturn.models.store.receipts import add_up
+
+    sums: dict[str, RemovalSum] = {}
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for one in removals:
+            add_up(sums, one)
+            yield one.session_id, one.rule, one.turns, one.messages, one.bytes, one.last_activity_at
+
     columns = ["session", "rule", "turns", "messages", "bytes", "last activity"]
-    render.table(columns, rows, empty=empty, gives_way=["messages", "turns", "bytes"])
-    if removals:
-        render.talk(f"{in_all(removals)} {becomes}")
+    render.table(columns, rows(), empty=empty, gives_way=["messages", "turns", "bytes"])
+    if sums:
+        render.talk(f"{in_all(list(sums.values()))} {becomes}")
+
+
+def tell(removal: "Removal") -> None:
+    render.json_line(asdict(removal))
+
+
+def teller(as_json: bool) -> "Callable[[Removal], object]":
+    """What tells each session that is removed: programs are told at once, people the sums in the end."""
+    return tell if as_json else lambda removal: None
+
+
+def print_sums(
+    sums: "Sequence[RemovalSum]", becomes: str, as_json: bool, empty: str = "nothing is due for removal"
+) -> None:
+    """Say what was removed, by rule."""
+    if as_json:
+        return
+    rows = [(one.rule, one.sessions, one.turns, one.messages, one.bytes) for one in sums]
+    render.table(["rule", "sessions", "turns", "messages", "bytes"], rows, empty=empty)
+    if sums:
+        verb = "is" if [one.sessions for one in sums] == [1] else "are"
+        render.talk(f"{in_all(sums)} {verb} {becomes}: `inturn retention history` has the receipts")

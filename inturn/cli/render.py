@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
 from io import TextIOWrapper
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import click
@@ -30,6 +31,7 @@ ESCAPES = re.compile(
 COMMANDS = re.compile(r"`[^`]*`")
 PROMPTS = re.compile(r"^(?:\$|>>>|\.\.\.)(?= |$)", re.MULTILINE)
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+ROWS_TOGETHER = 1000  # in a terminal; then their headings come again
 PLAIN_STEPS = 10
 VERDICT_INDENT = 18
 DRAWN_A_SECOND = 12
@@ -161,13 +163,15 @@ def table(
         gives_way: columns that may be shortened or left out where a terminal is too narrow, the first one first.
         total: a last row that only a terminal gets: who reads a pipe adds up by themselves, and would count twice.
     """
-    values, headings = list(rows), [column.upper() for column in columns]
-    if not values:
+    values, headings = iter(rows), [column.upper() for column in columns]
+    if not (first := list(islice(values, 1))):
         talk(empty)
     elif sys.stdout.isatty():
-        _fitted_table(headings, values if total is None else [*values, total], [column.upper() for column in gives_way])
+        values = chain(first, values, [] if total is None else [total])
+        while some := list(islice(values, ROWS_TOGETHER)):
+            _fitted_table(headings, some, [column.upper() for column in gives_way])
     else:
-        for row in [headings, *values]:
+        for row in chain([headings], first, values):
             click.echo("\t".join(map(cell, row)))
 
 

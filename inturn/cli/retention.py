@@ -15,6 +15,7 @@ from inturn.models.errors import SessionNotFoundError
 
 if TYPE_CHECKING:
     from inturn.client import SessionMetadata
+    from inturn.models.store.outlook import Outlook
     from inturn.models.store.receipts import Run
     from inturn.models.store.rules import Rule
     from inturn.operations import RuleInfo
@@ -99,18 +100,23 @@ def limits(rule: "Rule") -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @pass_invocation
 def test(invocation: Invocation, session_id: str, as_json: bool) -> None:
-    """Say which rule covers a session, and whether the next cleanup removes it."""
+    """Say which rule covers a session, when it is due, and whether the next cleanup removes it."""
     with invocation.client() as client:
-        rule, due = client.rule_of(session_id)
+        found = client.outlook(session_id)
         session = client.get_session_metadata(session_id)
         if session is None:  # it was removed since
             raise SessionNotFoundError(session_id)
     told: Mapping[str, Any] = {
         "session": session_id,
-        "rule": rule and rule.name,
-        "due": due,
-        "held": session.held,
-        "reason": reason(session, rule, due),
+        "rule": found.rule and found.rule.name,
+        "due": found.due,
+        "due_at": found.due_at,
+        "counts_from": found.counts_from,
+        "held": found.held,
+        "busy": found.busy,
+        "schedules": found.schedules,
+        "paused_schedules": found.paused_schedules,
+        "reason": reason(session, found),
     }
     if as_json:
         render.json_line(told)
@@ -118,9 +124,13 @@ def test(invocation: Invocation, session_id: str, as_json: bool) -> None:
     render.records(told.items())
 
 
-def reason(session: "SessionMetadata", rule: "Rule | None", due: bool) -> str:
+MOMENTS = {"last_activity_at": "its last activity", "created_at": "when it was made", "imported_at": "its import"}
+
+
+def reason(session: "SessionMetadata", found: "Outlook") -> str:
     """Why it is removed, or why not."""
-    if session.held:
+    rule = found.rule
+    if found.held:
         because = f": {session.hold_reason}" if session.hold_reason else ""
         return f"it is held by {session.held_by or 'somebody'}{because}"
     if rule is None:
@@ -128,13 +138,27 @@ def reason(session: "SessionMetadata", rule: "Rule | None", due: bool) -> str:
     when = limits(rule)
     if rule.own and isinstance(session.retention, timedelta):
         when = f"idle for {shown_span(session.retention)}, which is its own time"
-    if due:
-        return f"removed by {rule.name}: {when}"
-    if session.busy:
-        return f"it has turns queued or running; then by {rule.name}: {when}"
+    counted = f", counted from {MOMENTS[found.counts_from]}" if found.counts_from else ""
     if when == "never":
         return f"kept for ever by {rule.name}"
-    return f"not yet, or a schedule sends to it; by {rule.name}: {when}"
+    if found.due:
+        return f"removed by {rule.name}: {when}{without(found.paused_schedules)}"
+    if found.busy:
+        return f"it has turns queued or running; then by {rule.name}: {when}{counted}"
+    if found.schedules:
+        return f"{senders(found.schedules)} to it; otherwise by {rule.name}: {when}{counted}"
+    return f"not yet; by {rule.name}: {when}{counted}{without(found.paused_schedules)}"
+
+
+def senders(schedules: "list[str]") -> str:
+    """``the schedules daily, weekly send``."""
+    names = ", ".join(schedules)
+    return f"the schedule {names} sends" if len(schedules) == 1 else f"the schedules {names} send"
+
+
+def without(paused: "list[str]") -> str:
+    """What does not keep it."""
+    return f"; {senders(paused)} to it, but paused ones keep nothing" if paused else ""
 
 
 @retention.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from inturn.cli import render
-from inturn.cli.cleanup import in_all, print_removals
+from inturn.cli.cleanup import in_all, print_due, print_sums, teller
 from inturn.cli.db import bar
 from inturn.cli.hearing import Tail, speaker_of, spoken
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
@@ -342,17 +342,17 @@ def delete_many(invocation: Invocation, which: Mapping[str, Any], *, dry_run: bo
     how = {"pattern": which["pattern"], "labels": dict(which["labels"]), "held_too": which["held"]}
     with invocation.client() as client:
         found = client.delete_sessions(dry_run=True, **how)
-        held = len(client.delete_sessions(dry_run=True, **how | {"held_too": True})) - len(found)
+        held = client.delete_sessions(dry_run=True, **how | {"held_too": True}).sessions - found.sessions
         if held:
             render.talk(f"{render.counted(held, 'session')} held: left alone without --held")
-        if dry_run or not found:
-            print_removals(found, "would be deleted", as_json, empty="there are no such sessions")
+        if dry_run or not found.sessions:
+            print_due(client.list_matching(**how), "would be deleted", as_json, empty="there are no such sessions")
             return
-        if not yes and not render.ask(f"Delete {in_all(found)} for good? (--dry-run lists them)"):
+        if not yes and not render.ask(f"Delete {in_all([found])} for good? (--dry-run lists them)"):
             raise click.Abort
         with bar("deleting sessions", BAR_FROM_SESSIONS) as progress:
-            deleted = client.delete_sessions(on_progress=progress, **how)
-    print_removals(deleted, "is deleted" if len(deleted) == 1 else "are deleted", as_json)
+            deleted = client.delete_sessions(on_progress=progress, on_removal=teller(as_json), **how)
+    print_sums([deleted], "deleted", as_json)
 
 
 @session.command()

@@ -9,7 +9,9 @@ from typing import Any
 from inturn.models.errors import InvalidInputError, InvalidPromptError, InvalidSessionIdError, TurnNotFoundError
 from inturn.models.states import Lane, Overflow
 
-SESSION_ID = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
+LONGEST_ID = 200
+SESSION_ID = re.compile(rf"[A-Za-z0-9._:@-]{{1,{LONGEST_ID}}}")
+PATTERN = re.compile(r"[A-Za-z0-9._:@*?-]+")
 PROMPT_LIMIT = 256 * 1024
 """Bytes of UTF-8."""
 PARTS_LIMIT = 4 * 1024 * 1024
@@ -53,6 +55,16 @@ def checked_session_id(session_id: object) -> str:
     if not isinstance(session_id, str) or not SESSION_ID.fullmatch(session_id):
         raise InvalidSessionIdError(session_id)
     return session_id
+
+
+def checked_pattern(pattern: object) -> str:
+    """A pattern of session IDs: ``*`` is any characters, ``?`` any one. Raises: InvalidInputError: no ID can be like it."""
+    if not isinstance(pattern, str) or not PATTERN.fullmatch(pattern) or len(pattern.replace("*", "")) > LONGEST_ID:
+        raise InvalidInputError(
+            f"{pattern!r:.220} can be no session's ID: use letters, digits and . _ : @ - (at most {LONGEST_ID}), * for any "
+            "characters and ? for any one"
+        )
+    return pattern
 
 
 def new_session_id(wanted: object = None) -> str:

@@ -1,11 +1,13 @@
 """The conformance list, lines 30 to 35: delete, retention, forks and transcripts."""
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from inturn import Client, SessionNotFoundError, TurnNotFoundError
+from inturn.client import Removal
 from ops.chaos.model import Call
 from tests.acceptance.deployment import Deployment
 from tests.stacks import wait_until
@@ -97,19 +99,23 @@ def test_32_a_dry_run_lists_what_the_real_run_removes(deployment: Deployment, cl
     client.create_session(f"{name}-new")
     everything = {one.session_id for one in client.list_sessions(prefix=name)}
 
-    listed = client.cleanup(dry_run=True)
+    listed, sums = list(client.list_due()), client.cleanup(dry_run=True)
     assert {one.session_id for one in client.list_sessions(prefix=name)} == everything
-    assert client.cleanup(dry_run=True) == listed
+    assert list(client.list_due()) == listed
     mine = [removal for removal in listed if removal.session_id.startswith(name)]
     assert [(one.session_id, one.rule, one.turns, one.messages, one.last_activity_at) for one in mine] == [
         (f"{name}-old-{number}", "own" if number % 2 else "default", number, number * 2, LONG_AGO)
         for number in (1, 3, 0, 2, 4)
     ]
-    assert client.cleanup() == listed
+    removed: list[Removal] = []
+    assert client.cleanup(on_removal=removed.append) == sums
+    assert removed == listed
+    assert {one.rule: one.sessions for one in sums} == Counter(one.rule for one in listed)
     left = {one.session_id for one in client.list_sessions(prefix=name)}
     assert left == {f"{name}-old-kept", f"{name}-new"} == everything - {one.session_id for one in listed}
     recorded = deployment.query("SELECT session_key, turns FROM removals WHERE session_key LIKE :name", name=f"{name}%")
     assert sorted(tuple(row) for row in recorded) == [(f"{name}-old-{number}", number) for number in range(5)]
+    assert list(client.list_due()) == []
     assert client.cleanup(dry_run=True) == client.cleanup() == []
 
 
@@ -130,7 +136,7 @@ def test_33_cleanup_never_removes_what_is_held_busy_or_used_since(
     age(deployment, name)
 
     def listed() -> list[str]:
-        return [removal.session_id.removeprefix(f"{name}-") for removal in client.cleanup(dry_run=True)]
+        return [removal.session_id.removeprefix(f"{name}-") for removal in client.list_due()]
 
     assert listed() == ["gone", "resumed", "sent-to", "released"]
     client.resume_session(f"{name}-resumed")
@@ -138,7 +144,9 @@ def test_33_cleanup_never_removes_what_is_held_busy_or_used_since(
     deployment.change(  # a day's grace, so that "just now" is not already long ago
         "UPDATE sessions SET retention_seconds = 86400 WHERE key LIKE :name", name=f"{name}%"
     )
-    assert [removal.session_id.removeprefix(f"{name}-") for removal in client.cleanup()] == ["gone", "released"]
+    removed: list[str] = []
+    client.cleanup(on_removal=lambda removal: removed.append(removal.session_id.removeprefix(f"{name}-")))
+    assert removed == ["gone", "released"]
     left = [one.session_id.removeprefix(f"{name}-") for one in client.list_sessions(prefix=name)]
     assert left == ["held", "running", "resumed", "sent-to", "waiting"]
     metadata = client.get_session_metadata(f"{name}-held")

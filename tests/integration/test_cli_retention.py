@@ -106,10 +106,30 @@ def test_a_session_is_tested_against_them(shell: Shell) -> None:
     assert found["gold"]["reason"] == "kept for ever by gold"
     assert found["own"]["reason"] == "removed by own: idle for 1d, which is its own time"
     assert "draft-1" in shell.ok("retention", "test", "draft-1")
+    assert found["else"]["reason"] == "not yet; by default: idle for 30d, counted from its last activity"
+    days = (datetime.fromisoformat(found["else"]["due_at"]) - datetime.now(UTC)) / timedelta(days=1)
+    assert (round(days, 1), found["else"]["counts_from"]) == (28.0, "last_activity_at")
+    assert (found["gold"]["due_at"], found["gold"]["counts_from"]) == (None, None)
+    assert f"{datetime.fromisoformat(found['else']['due_at']).astimezone():%Y-%m-%d}" in shell.ok(
+        "retention", "test", "else"
+    )
     assert shell.run("retention", "test", "nobody").returncode == 4
     (record,) = shell.records("session", "show", "draft-2")
     assert (record["held"], record["hold_reason"]) == (True, "claim 4711")
     assert "@" in record["held_by"]
+
+
+def test_a_schedule_keeps_its_session_and_a_paused_one_does_not(shell: Shell) -> None:
+    fill(shell)
+    shell.ok("schedule", "add", "draft-1", "hello", "--cron", "0 9 * * *", "--name", "daily")
+    (found,) = shell.records("retention", "test", "draft-1")
+    assert (found["due"], found["schedules"], found["paused_schedules"]) == (False, ["daily"], [])
+    assert found["reason"].startswith("the schedule daily sends to it; otherwise by drafts: idle for 1d")
+    shell.ok("schedule", "pause", "daily")
+    (found,) = shell.records("retention", "test", "draft-1")
+    assert (found["due"], found["schedules"], found["paused_schedules"]) == (True, [], ["daily"])
+    assert found["reason"].startswith("removed by drafts: idle for 1d")
+    assert found["reason"].endswith("; the schedule daily sends to it, but paused ones keep nothing")
 
 
 def test_a_hold_is_not_overwritten_and_its_end_is_told(shell: Shell) -> None:
@@ -179,7 +199,10 @@ def test_one_rule_for_once(shell: Shell) -> None:
     assert {one["session_id"] for one in listed} == {"draft-1", "draft-2", "gold", "else", "own"}
     assert shell.records("cleanup", "--older-than", "3d", "--dry-run") == []
     assert shell.run("cleanup", "--older-than", "long").returncode == 2
-    assert len(shell.records("cleanup", "--older-than", "36h", "--yes")) == 5
+    removed = shell.run("cleanup", "--older-than", "36h", "--yes")
+    assert removed.stdout.splitlines()[1].split("\t")[:3] == ["older-than", "5", "1"]
+    assert removed.stderr.startswith("5 sessions (5 by older-than; ")
+    assert shell.records("session", "list") == []
 
 
 def test_the_sdk_says_the_same(shell: Shell) -> None:
@@ -190,12 +213,12 @@ def test_the_sdk_says_the_same(shell: Shell) -> None:
         assert session is not None
         assert (session.hold_reason, session.held_by) == ("claim 4711", "the counsel")
         assert [one.due for one in client.list_rules()] == [1, 0, 2, 0]
-        rule, due = client.rule_of("draft-1")
-        assert (rule and rule.name, due) == ("drafts", True)
+        found = client.outlook("draft-1")
+        assert (found.rule and found.rule.name, found.due) == ("drafts", True)
         seen: list[tuple[int, int]] = []
         removed = client.cleanup(on_progress=lambda done, total: seen.append((done, total)))
         assert seen == [(1, 3), (2, 3), (3, 3)]
-        assert len(removed) == 3
+        assert [(one.rule, one.sessions) for one in removed] == [("own", 1), ("drafts", 2)]
         assert [run.sessions for run in client.list_removal_runs()] == [2, 1]
         for wrong in (timedelta(0), timedelta(days=-1)):
             try:
@@ -207,6 +230,9 @@ def test_the_sdk_says_the_same(shell: Shell) -> None:
     async def ask() -> tuple[int, int]:
         async with aio.Client(home=shell.home) as client:
             runs = [run async for run in client.list_removal_runs()]
+            due = [removal async for removal in client.list_due(older_than=timedelta(hours=36))]
+            found = [removal.session_id async for removal in client.list_matching(pattern="g*", held_too=True)]
+            assert ([removal.session_id for removal in due], found) == (["else"], ["gold"])
             return len(runs), len(await client.list_receipts("own"))
 
     assert asyncio.run(ask()) == (2, 1)

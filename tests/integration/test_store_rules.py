@@ -17,9 +17,10 @@ from inturn.archives.writing import Archive
 from inturn.cleaning import ALL_RULES, FEW, Cleanup
 from inturn.models.clock import now
 from inturn.models.cron import checked_cron
-from inturn.models.errors import ArchiveError, RemovalShareError
+from inturn.models.errors import ArchiveError, RemovalShareError, SessionNotFoundError
 from inturn.models.states import Retention, SessionState
 from inturn.models.store import forking, opening, reading, receipts, retention, schedules
+from inturn.models.store.outlook import outlook
 from inturn.models.store.receipts import Removal
 from inturn.models.store.rules import OWN, Rule, default_rule, older_than
 from inturn.models.store.schedules import NewSchedule
@@ -98,9 +99,56 @@ def test_the_first_rule_that_covers_a_session_counts(store: Store):
     assert {run.rule for run in receipts.list_runs(store.database)} == set(expected), (
         "where nothing is due, nothing ran"
     )
-    rule, is_due = retention.rule_of(store.database, work.rules, "a-draft-2")
-    assert (rule and rule.name, is_due) == ("drafts", False)
-    assert retention.rule_of(store.database, work.rules, "never-draft-1") == (None, False)
+    found = outlook(store.database, work.rules, "a-draft-2")
+    assert (found.rule and found.rule.name, found.due) == ("drafts", False)
+    kept = outlook(store.database, work.rules, "never-draft-1")
+    assert (kept.rule, kept.due, kept.due_at, kept.counts_from) == (None, False, None, None)
+
+
+def test_when_a_session_is_due_and_from_where_that_counts(store: Store):
+    rules = [
+        OWN,
+        Rule("both", match="both-*", idle_seconds=2 * DAY, age_seconds=3 * DAY),
+        Rule("few", match="few-*", more_than=0),
+        Rule("vip", match="vip"),
+        DEFAULT,
+    ]
+    there(store, "both-idle", 0.5, age=0.6)
+    there(store, "both-age", 0.5, age=2.9)
+    there(store, "both-imported", 0.5, age=900)
+    store.change(SESSIONS, SESSIONS.c.key == "both-imported", imported_at=now(-2.8 * DAY))
+    there(store, "both-over", 5)
+    for key in ("few-1", "vip", "held", "busy", "sent", "paused"):
+        there(store, key, 40)
+    there(store, "own", 1, retention=Retention.IDLE, retention_seconds=5 * DAY)
+    store.hold("held")
+    store.send("busy")
+    store.change(SESSIONS, SESSIONS.c.key == "busy", last_activity_at=now(-40 * DAY))
+    for key in ("sent", "paused"):
+        schedules.add(store.database, a_schedule(key))
+    schedules.pause(store.database, "paused")
+    expected = {
+        "both-idle": ("both", False, 1.5, "last_activity_at"),
+        "both-age": ("both", False, 0.1, "created_at"),
+        "both-imported": ("both", False, 0.2, "imported_at"),
+        "both-over": ("both", True, -3, "last_activity_at"),
+        "few-1": ("few", True, None, None),
+        "vip": ("vip", False, None, None),
+        "own": ("own", False, 4, "last_activity_at"),
+        "held": ("default", False, -10, "last_activity_at"),
+        "busy": ("default", False, -10, "last_activity_at"),
+        "sent": ("default", False, -10, "last_activity_at"),
+        "paused": ("default", True, -10, "last_activity_at"),
+    }
+    for key, (rule, is_due, days, counts_from) in expected.items():
+        it = outlook(store.database, rules, key)
+        assert (it.rule and it.rule.name, it.due, it.counts_from) == (rule, is_due, counts_from), key
+        away = it.due_at and (it.due_at - datetime.now(UTC)).total_seconds() / DAY
+        assert away == (days if days is None else pytest.approx(days, abs=0.01)), key
+        assert (it.held, it.busy) == (key == "held", key == "busy")
+        assert (it.schedules, it.paused_schedules) == ([key] * (key == "sent"), [key] * (key == "paused"))
+    with pytest.raises(SessionNotFoundError):
+        outlook(store.database, rules, "none")
 
 
 @pytest.mark.parametrize("pattern", ["50%", "50%*", "a_b", "a[b]?", "*[b]*", "A*", "\\*", "*\\"])

@@ -1,11 +1,15 @@
 """The check-up: what it finds on a bare machine, and in a dangerous place."""
 
 import socket
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from inturn.archives import objects
+from inturn.cli.checkup import archives
+from inturn.cli.checkup.archives import check_archives
 from inturn.cli.checkup.finding import Finding
 from inturn.cli.doctor import check_up
 from inturn.cli.exits import exit_code
@@ -179,3 +183,51 @@ def test_a_module_of_tools_that_is_not_there_keeps_workers_from_working(tmp_path
 
 def test_a_supervisor_knows_the_code_of_refused_settings() -> None:
     assert exit_code(SettingsError("")) == SETTINGS_REFUSED
+
+
+ARCHIVES = """
+[[retention]]
+name = "one"
+match = "one-*"
+idle_days = 1
+archive = "there"
+
+[[retention]]
+name = "two"
+match = "two-*"
+idle_days = 1
+archive = "there"
+
+[[retention]]
+name = "lost"
+match = "lost-*"
+idle_days = 1
+archive = "missing"
+
+[[retention]]
+name = "afar"
+match = "afar-*"
+idle_days = 1
+archive = "memory://ann:secret@bucket/x"
+"""
+
+
+def test_archives_that_cannot_be_written_are_told_with_what_mends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("inturn.toml").write_text(ARCHIVES)
+    Path("there").mkdir()
+    there, lost, afar = findings(Settings.load(), "archives")
+    assert (there.state, there.sentence) == ("ok", "of one, two: can be written")
+    assert (lost.state, afar.state) == ("warn", "note")
+    assert lost.sentence.startswith(f"of lost: cannot archive sessions in {tmp_path / 'missing'} (No such file or dir")
+    assert "make the directory, or name another one" in lost.sentence
+    assert afar.sentence == "of afar: not asked (--offline)"
+    assert list(Path("there").iterdir()) == []
+    online = list(check_archives(Settings.load(), offline=False))
+    assert (online[2].state, online[2].sentence) == ("ok", "of afar: can be written")
+    monkeypatch.setattr(archives, "SECONDS", 0.1)
+    monkeypatch.setattr(objects, "probe", lambda target: time.sleep(1))
+    silent = list(check_archives(Settings.load(), offline=False))[2]
+    assert silent.state == "warn"
+    assert "memory://ann:***@bucket/x (no answer within 0.1 s): see whether" in silent.sentence

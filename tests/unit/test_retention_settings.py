@@ -56,6 +56,13 @@ def test_they_are_read_from_a_file_and_from_the_environment(tmp_path: Path, monk
         ([{"name": "x", "forever": True, "archive": "/a"}], "keeps its sessions for ever"),
         ([{"name": "default", "idle_days": 3}], "none of default, own"),
         ([{"name": "a b", "idle_days": 3}], "1 to 60 letters"),
+        (
+            [{"name": "x", "match": "ann[1-3]*", "idle_days": 3}],
+            r"match.*'ann\[1-3\]\*' can be no session's ID: use letters, digits",
+        ),
+        ([{"name": "x", "match": "ann *", "idle_days": 3}], r"'ann \*' can be no session's ID"),
+        ([{"name": "x", "match": "björn-*", "idle_days": 3}], r"'björn-\*' can be no session's ID"),
+        ([{"name": "x", "match": "a" * 150 + "*" + "?" * 51, "idle_days": 3}], "can be no session's ID"),
         ([{"name": "x", "idle_days": -1}], "greater than or equal to 0"),
         ([{"name": "x", "idle_days": "7 days"}], "7 days.*valid number"),
         ([{"name": "x", "more_than": -1}], "greater than or equal to 0"),

@@ -42,6 +42,30 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
+class RemovalSum:
+    """What a rule removed, or would remove, added up.
+
+    Attributes:
+        bytes: of messages, as UTF-8.
+    """
+
+    rule: str
+    sessions: int = 0
+    turns: int = 0
+    messages: int = 0
+    bytes: int = 0
+
+    def plus(self, one: Removal) -> "RemovalSum":
+        sums = self.sessions + 1, self.turns + one.turns, self.messages + one.messages, self.bytes + one.bytes
+        return RemovalSum(self.rule, *sums)
+
+
+def add_up(sums: dict[str, RemovalSum], one: Removal) -> None:
+    """Count a session to what its rule removed."""
+    sums[one.rule] = sums.get(one.rule, RemovalSum(one.rule)).plus(one)
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One rule's part of a cleanup, as the receipts know it.
 

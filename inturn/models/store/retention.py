@@ -239,30 +239,29 @@ def count_sessions(database: Database) -> int:
         return _count(db, SESSIONS.c.state == SessionState.ACTIVE)
 
 
-def rule_of(database: Database, rules: Sequence[Rule], key: str) -> tuple[Rule | None, bool]:
-    """Which rule covers a session (None: it is kept for ever), and whether it would be removed now."""
-    with database.reading() as db:
-        for rule in rules:
-            mine = SESSIONS.c.key == key
-            if _count(db, and_(mine, covered(database.dialect, rules, rule))):
-                which = due(db, rules, rule)
-                return rule, which is not None and _count(db, and_(mine, which)) > 0
-    return None, False
-
-
 def _count(db: Connection, which: ColumnElement[bool]) -> int:
     return int(db.execute(select(func.count()).select_from(SESSIONS).where(which)).scalar_one())
 
 
-def list_matching(database: Database, which: Rule, after: int = 0, limit: int = 100) -> list[tuple[int, bool, Removal]]:
-    """A page of the sessions of a pattern and labels: surrogate ids, by which they are in order, whether they are held, and
-    what is in them.
-    """
-    page = counted(database.dialect, ERASURE).add_columns(SESSIONS.c.id, SESSIONS.c.held)
-    active = and_(SESSIONS.c.state == SessionState.ACTIVE, SESSIONS.c.id > after, which.matches(database.dialect))
+def count_matching(database: Database, which: Rule, *, held_too: bool) -> int:
+    """How many sessions there are of a pattern and labels."""
     with database.reading() as db:
-        rows = db.execute(page.where(active).order_by(SESSIONS.c.id).limit(limit))
-        return [(session_id, held, Removal(*row)) for *row, session_id, held in rows]
+        return _count(db, _matching(database.dialect, which, held_too))
+
+
+def list_matching(
+    database: Database, which: Rule, after: int = 0, limit: int = 100, *, held_too: bool
+) -> list[tuple[int, Removal]]:
+    """A page of the sessions of a pattern and labels: surrogate ids, by which they are in order, and what is in them."""
+    page = counted(database.dialect, ERASURE).add_columns(SESSIONS.c.id).order_by(SESSIONS.c.id).limit(limit)
+    with database.reading() as db:
+        rows = db.execute(page.where(_matching(database.dialect, which, held_too), SESSIONS.c.id > after))
+        return [(session_id, Removal(*row)) for *row, session_id in rows]
+
+
+def _matching(dialect: str, which: Rule, held_too: bool) -> ColumnElement[bool]:
+    active = and_(SESSIONS.c.state == SessionState.ACTIVE, which.matches(dialect))
+    return active if held_too else and_(active, SESSIONS.c.held.is_(False))
 
 
 class Seen(NamedTuple):
