@@ -127,7 +127,8 @@ class Operations(ABC):
         any_share: bool = False,
         on_progress: Progress = lambda done, total: None,
     ) -> list[Removal]:
-        """Remove now what the rules of retention say; with ``dry_run``, only list it.
+        """Remove now what the rules of retention say, whole sessions or (``kept``) only what was said in them; with
+        ``dry_run``, only list it.
 
         Args:
             older_than: instead of all rules, those that keep or archive among them: every session that was idle for so long,

@@ -13,11 +13,13 @@ from inturn.cli.db import bar
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.values import span
 from inturn.cli.words import size
+from inturn.models.states import Kept
 
 if TYPE_CHECKING:
     from inturn.client import Removal
 
 BAR_FROM_SESSIONS = 100
+CONTENT = "content"
 
 
 @click.command()
@@ -31,9 +33,10 @@ BAR_FROM_SESSIONS = 100
 def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None, yes: bool, as_json: bool) -> None:
     """Remove sessions whose retention is over.
 
-    All rules are carried out at once. What is held, or has turns queued or running, stays, and with --older-than what was
-    made to be kept for ever. Beat does the same on its own: once an hour, and by rules that have a cron when that says
-    so. `inturn retention show` lists the rules, and `inturn retention history` what was removed.
+    Or only what was said in them, where their rule keeps metadata. All rules are carried out at once. What is held, or has
+    turns queued or running, stays, and with --older-than what was made to be kept for ever. Beat does the same on its own:
+    once an hour, and by rules that have a cron when that says so. `inturn retention show` lists the rules, and `inturn
+    retention history` what was removed.
     """
     how: dict[str, Any] = {"older_than": older_than}
     with invocation.client() as client:
@@ -50,10 +53,19 @@ def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None,
 
 
 def in_all(removals: "Sequence[Removal]") -> str:
-    """``3 sessions (2 by default, 1 by drafts; 1.2 MB of text)``."""
+    """``3 sessions (2 by default, 1 by drafts; 1.2 MB of text)``, and of how many of them only the text."""
     rules = Counter(removal.rule for removal in removals)
     by = ", ".join(f"{count:,} by {rule}" for rule, count in rules.items())
-    return f"{render.counted(len(removals), 'session')} ({by}; {size(sum(one.bytes for one in removals))} of text)"
+    stay = sum(what(removal.kept) == CONTENT for removal in removals)
+    only = f"; of {stay:,} only what was said" if stay else ""
+    return (
+        f"{render.counted(len(removals), 'session')} ({by}; {size(sum(one.bytes for one in removals))} of text{only})"
+    )
+
+
+def what(kept: str) -> str:
+    """What is removed of a session, in a word."""
+    return CONTENT if kept == Kept.METADATA else "all"
 
 
 def print_removals(
@@ -63,8 +75,11 @@ def print_removals(
         for removal in removals:
             render.json_line(asdict(removal))
         return
-    rows = [(one.session_id, one.rule, one.turns, one.messages, one.bytes, one.last_activity_at) for one in removals]
-    columns = ["session", "rule", "turns", "messages", "bytes", "last activity"]
+    rows = [
+        (one.session_id, one.rule, one.turns, one.messages, one.bytes, one.last_activity_at, what(one.kept))
+        for one in removals
+    ]
+    columns = ["session", "rule", "turns", "messages", "bytes", "last activity", "removed"]
     render.table(columns, rows, empty=empty, gives_way=["messages", "turns", "bytes"])
     if removals:
         render.talk(f"{in_all(removals)} {becomes}")
