@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement
 from inturn.models.database import Database, translated
 from inturn.models.errors import InturnError, RemovalShareError
 from inturn.models.pace import Pace
-from inturn.models.store import receipts, retention
+from inturn.models.states import Kept
+from inturn.models.store import receipts, retention, stripping
 from inturn.models.store.receipts import Removal
 from inturn.models.store.retention import Seen
 from inturn.models.store.rules import Rule
@@ -73,8 +74,8 @@ class Cleanup:
             yield from retention.list_due(self.database, self.rules, rule)
 
     def run(self, on_progress: Progress = lambda done, total: None) -> Generator[Removal, None, None]:
-        """Remove what is due; yields what was removed once its chunk is committed. A rule that fails does not hold up the
-        others: the first failure is raised in the end.
+        """Remove what is due, or what was said in it; yields what was removed once its chunk is committed. A rule that fails
+        does not hold up the others: the first failure is raised in the end.
 
         Raises:
             RemovalShareError: it would be too large a share of all sessions; nothing is removed.
@@ -82,7 +83,7 @@ class Cleanup:
         """
         counts = retention.count_due(self.database, self.rules, self._chosen())
         total, done = sum(counts.values()), 0
-        self._check_share(counts, total)
+        self._check_share(counts)
         failures = list[InturnError]()
         for rule in self._chosen():
             if counts.get(rule.name):
@@ -104,7 +105,7 @@ class Cleanup:
         which = retention.due_now(self.database, self.rules, rule)
         if which is None:
             return
-        run = receipts.begin_run(self.database, rule.name, self.asked_by)
+        run = receipts.begin_run(self.database, rule.name, self.asked_by, kept=rule.keep)
         archive = None
         try:
             with ExitStack() as stack:
@@ -134,7 +135,7 @@ class Cleanup:
         def remove() -> list[Removal]:
             pace = paces.get()
             try:
-                return retention.remove_due(self.database, rule, which, run, self.chunk, pace=pace)
+                return remover(rule)(self.database, rule, which, run, self.chunk, pace=pace)
             finally:
                 paces.put(pace)
 
@@ -144,7 +145,7 @@ class Cleanup:
         """A chunk is durable before it is removed. One that was changed meanwhile stays."""
         changed, pace = set[int](), self._pace()
         while seen := self._durable(archive, rule, which, min(pace.size, self.chunk), changed):
-            removed = retention.remove_due(self.database, rule, which, run, self.chunk, seen, pace)
+            removed = remover(rule)(self.database, rule, which, run, self.chunk, seen, pace)
             gone = {removal.session_id for removal in removed}
             changed.update(session for session, it in seen.items() if it.key not in gone)
             yield from removed
@@ -163,15 +164,29 @@ class Cleanup:
             return Pace(FIRST)
         return Pace(FIRST, PACED_SECONDS, lambda: SHARE_OF_TIME if retention.is_in_use(self.database) else SHARE_ALONE)
 
-    def _check_share(self, counts: dict[str, int], total: int) -> None:
+    def _check_share(self, counts: dict[str, int]) -> None:
+        """Of all sessions; and of those with content, what is to lose it: where most have lost theirs already, what is left
+        is never much of all.
+        """
+        self._check_part(counts, retention.count_sessions, "sessions")
+        metadata = {rule.name for rule in self.rules if rule.keep is Kept.METADATA}
+        content = {name: many for name, many in counts.items() if name in metadata}
+        self._check_part(content, stripping.count_with_content, "sessions with content")
+
+    def _check_part(self, counts: dict[str, int], there: Callable[[Database], int], what: str) -> None:
+        total = sum(counts.values())
         if self.share is None or total <= FEW:
             return
-        there = retention.count_sessions(self.database)
-        if total > self.share * there:
+        if total > self.share * (most := there(self.database)):
             largest = max(counts, key=lambda name: counts[name])
-            error = RemovalShareError(total, there, self.share, largest)
+            error = RemovalShareError(total, most, self.share, largest, what)
             receipts.begin_run(self.database, ALL_RULES, self.asked_by, str(error))
             raise error
+
+
+def remover(rule: Rule) -> Callable[..., list[Removal]]:
+    """What removes a chunk of what is due by a rule: whole sessions, or what was said in them."""
+    return stripping.strip_due if rule.keep is Kept.METADATA else retention.remove_due
 
 
 def caller() -> str:

@@ -20,9 +20,17 @@ LONGEST_RETENTION = timedelta(days=365_000)
 
 LONGEST_DELAY = timedelta(days=36_500)
 
-MessageType = Literal["system.message", "user.message", "assistant.message", "tool.message", "summary.message"]
+MessageType = Literal[
+    "session.content_removed",
+    "system.message",
+    "user.message",
+    "assistant.message",
+    "tool.message",
+    "summary.message",
+]
 EventType = Literal[
     "session.start",
+    "session.content_removed",
     "system.message",
     "user.message",
     "assistant.message",
@@ -75,10 +83,11 @@ class Message:
     Attributes:
         id: ``<session>.<turn>.<position>``, for paging; never reused.
         type: ``user.message``, ``assistant.message``, ``system.message``, ``tool.message``, or ``summary.message``: what
-            was said up to here, in short, for models to be shown in its place.
+            was said up to here, in short, for models to be shown in its place; or ``session.content_removed``, which stands
+            for all that retention has removed, and is said by nobody.
         data: with ``content``, the text.
         timestamp: when it was stored (UTC, timezone-aware).
-        turn: the number of its turn.
+        turn: the number of its turn; of what was removed, the last one.
     """
 
     id: str
@@ -96,6 +105,15 @@ class Message:
             row.created_at,
             row.turn_number,
         )
+
+    @classmethod
+    def removed(cls, session: SessionRecord, at: datetime) -> "Message":
+        """What stands where retention has removed the content."""
+        what = (
+            f"what was said up to turn {session.content_removed_to}" if session.content_removed_to else "what was said"
+        )
+        data = MessageData(f"{what} was removed by retention on {at:%Y-%m-%d %H:%M} UTC")
+        return cls(f"{session.id}.0.1", "session.content_removed", data, at, session.content_removed_to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +223,8 @@ class SessionMetadata:
         halted_by: the ID of the quarantined turn behind which it stands still; None: it goes on.
         imported_at: when it was made of a transcript or an archive, whose ``created_at`` it has; None: it was not. Its age
             counts from here.
+        content_removed_at: when retention last removed what was said in it, and kept the rest; None: it never did.
+        content_removed_to: the number of the last turn of which it did; what was said since is there.
         cursor: goes into ``list_sessions(after=...)`` to go on behind this one.
     """
 
@@ -225,6 +245,8 @@ class SessionMetadata:
     held_at: datetime | None
     halts: bool
     halted_by: str | None
+    content_removed_at: datetime | None
+    content_removed_to: int
     created_at: datetime
     imported_at: datetime | None
     last_activity_at: datetime
@@ -253,6 +275,8 @@ class SessionMetadata:
             held_at=row.held_at,
             halts=row.halts,
             halted_by=turn_id(row.id, row.halted_by),
+            content_removed_at=row.content_removed_at,
+            content_removed_to=row.content_removed_to,
             created_at=row.created_at,
             imported_at=row.imported_at,
             last_activity_at=row.last_activity_at,

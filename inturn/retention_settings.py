@@ -23,7 +23,9 @@ Days = Annotated[float, Field(ge=0, le=365_000)]
 
 
 class RetentionSettings(BaseModel):
-    """Which sessions it covers, and when they are removed. Of several rules that would cover a session, the first does."""
+    """Which sessions it covers, and when they, or what was said in them, are removed. Of several rules that would cover a
+    session, the first does.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -42,6 +44,9 @@ class RetentionSettings(BaseModel):
         default=None, strict=True, ge=0, lt=2**62, description="Only so many stay: those that were active last."
     )
     forever: bool = Field(default=False, description="Never removed by age or for being idle. Default no.")
+    keep: Literal["nothing", "metadata"] = Field(
+        default="nothing", description="What stays of a session; metadata: all but what was said. Default nothing."
+    )
     archive: str = Field(
         default="", description="Directory or URL that transcripts are written to before. Default none."
     )
@@ -93,6 +98,11 @@ class RetentionSettings(BaseModel):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         limits = [limit for limit in (self.idle_days, self.age_days, self.more_than) if limit is not None]
+        if self.forever and self.keep != "nothing":
+            raise ValueError(
+                f"rule {self.name!r} keeps its sessions for ever, and says that of a session only {self.keep} is kept: say "
+                "when the rest goes (idle_days, age_days, more_than) and leave forever out, or leave keep out"
+            )
         if self.forever and (limits or self.archive or self.cron):
             raise ValueError(f"rule {self.name!r} keeps its sessions for ever: leave its other limits out, or forever")
         if self.time_zone and not self.cron:
@@ -105,10 +115,14 @@ class RetentionSettings(BaseModel):
             )
         if 0 in limits and self.covers == EVERYTHING and not self.allow_remove_all:
             raise ValueError(
-                f"rule {self.name!r} would remove every session there is: say which ones (match, labels, model, kind), or "
+                f"rule {self.name!r} would remove {self._what} there is: say which ones (match, labels, model, kind), or "
                 "set allow_remove_all = true"
             )
         return self
+
+    @property
+    def _what(self) -> str:
+        return "every session" if self.keep == "nothing" else "what was said in every session"
 
     def hides(self, other: Self) -> bool:
         """Whether the other one never applies behind this one, as far as that is easily told."""
@@ -130,6 +144,7 @@ class RetentionSettings(BaseModel):
 
     def rule(self) -> "Rule":
         """As the store knows it."""
+        from inturn.models.states import Kept
         from inturn.models.store.rules import Rule  # brings SQLAlchemy, which who only looks at settings does not need
 
         return Rule(
@@ -142,6 +157,7 @@ class RetentionSettings(BaseModel):
             age_seconds=None if self.age_days is None else self.age_days * DAY_SECONDS,
             more_than=self.more_than,
             archive=self.archive,
+            keep=Kept(self.keep),
         )
 
 

@@ -161,17 +161,20 @@ class Session:
         return delivery.close
 
     def tail(self, last: int = 10, *, follow: bool = False) -> Iterator[SessionEvent]:
-        """The last messages; with ``follow``, then what happens from now on, as ``on`` has it, until the session is deleted.
-        Starts no worker.
+        """The last messages, behind a ``session.content_removed`` where retention has removed the others; with ``follow``,
+        then what happens from now on, as ``on`` has it, until the session is deleted. Starts no worker.
 
         Raises:
             SessionNotFoundError: the session was deleted.
         """
-        listener = self._listener(checked_limit("last", last) or 0)
-        return self._tail(listener, follow)
+        last = checked_limit("last", last) or 0
+        return self._tail(self._listener(last), last, follow)
 
-    def _tail(self, listener: Listener, follow: bool) -> Iterator[SessionEvent]:
-        yield from listener.past()
+    def _tail(self, listener: Listener, last: int, follow: bool) -> Iterator[SessionEvent]:
+        past = listener.past()
+        if len(past) < last:
+            yield from map(SessionEvent.message, self._removed())
+        yield from past
         if follow:
             yield from listener.events()
 
@@ -179,16 +182,19 @@ class Session:
         return Listener(self._connections, self._surrogate, self.session_id, last)
 
     def get_events(self, *, after: str | None = None, limit: int | None = None) -> Iterator[SessionEvent]:
-        """The session's life by turn, page by page: its start, its messages, and the ends of turns that have no reply
-        (``session.error``, ``abort``). Pieces of replies are not in it.
+        """The session's life by turn, page by page: its start, where retention has removed what was said (once, a
+        ``session.content_removed``), its messages, and the ends of turns that have no reply (``session.error``, ``abort``).
+        Pieces of replies are not in it.
 
         Args:
             after: the ``id`` of the last event seen.
             limit: how many at most; default: all.
         """
         place, limit = checked_event_id(after, self._surrogate), checked_limit("limit", limit)
-        start = [] if place else [SessionEvent.start(self._row())]
-        events = itertools.chain(start, self._events(place or (0, 0)))
+        events = self._events(place or (0, 0))
+        if place is None:
+            row = self._row()
+            events = itertools.chain([SessionEvent.start(row), *map(SessionEvent.message, removed(row))], events)
         return itertools.islice(events, limit)
 
     def _events(self, after: tuple[int, int]) -> Iterator[SessionEvent]:
@@ -197,14 +203,31 @@ class Session:
             yield from map(SessionEvent.of, page)
 
     def get_messages(self, *, after: str | None = None, limit: int | None = None) -> Iterator[Message]:
-        """The history in order, page by page: system, user, assistant and tool messages, and summaries.
+        """The history in order, page by page: system, user, assistant and tool messages, and summaries. Where retention has
+        removed its beginning, or all of it, a message of the type ``session.content_removed`` comes first and says so.
 
         Args:
             after: the ``id`` of the last message seen.
             limit: how many at most; default: all.
         """
         _ = self._connections
-        return self._pages(checked_message_id(after, self._surrogate), checked_limit("limit", limit))
+        place, limit = checked_message_id(after, self._surrogate), checked_limit("limit", limit)
+        return itertools.islice(self._history(place, limit), limit)
+
+    def _history(self, after: tuple[int, int], limit: int | None) -> Iterator[Message]:
+        pages = self._pages(after, limit)
+        first = next(pages, None)
+        if after == (0, 0) and (first is None or first.turn > 1):
+            yield from self._removed()
+        if first is not None:
+            yield first
+            yield from pages
+
+    def _removed(self) -> list[Message]:
+        try:
+            return removed(self._row())
+        except SessionNotFoundError:
+            return []  # deleted, as pages then end, too
 
     def _pages(self, after: tuple[int, int], limit: int | None) -> Iterator[Message]:
         left = limit
@@ -268,6 +291,7 @@ class Session:
         Raises:
             InvalidInputError: there is no such form.
             SessionNotFoundError: the session was deleted; also in the middle.
+            ContentRemovedError: in the middle, retention removed what was said in it.
         """
         from inturn import transcripts  # few programs export, and its models take a moment to be made
 
@@ -303,3 +327,8 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.disconnect()
+
+
+def removed(row: SessionRecord) -> list[Message]:
+    """What says that retention has removed what was said in a session; nothing, where it has not."""
+    return [] if row.content_removed_at is None else [Message.removed(row, row.content_removed_at)]

@@ -107,6 +107,8 @@ class SessionEntry(Entry):
     retention_seconds: float | None = Field(gt=0)
     halts: bool
     created_at: AwareDatetime
+    content_removed_at: AwareDatetime | None = None
+    content_removed_to: NonNegativeInt = 0
     turns: NonNegativeInt
     system_turn: PositiveInt | None
     system_message: MessageEntry | None
@@ -122,7 +124,10 @@ class EndEntry(Entry):
 
 def header(key: str, it: Transcript) -> dict[str, Any]:
     about = {"turns": it.last, "system_turn": it.system_turn, "system_message": it.waiting}
-    return {"type": "session", "version": VERSION, "session_id": key, **it.session, **about}
+    whole = {"type": "session", "version": VERSION, "session_id": key, **it.session, **about}
+    return (
+        whole if it.session["content_removed_at"] else {name: whole[name] for name in whole if name not in OF_REMOVAL}
+    )
 
 
 def as_jsonl(key: str, it: Transcript) -> Iterator[bytes]:
@@ -151,6 +156,9 @@ def turns_of(it: Transcript) -> Iterator[dict[str, Any]]:
     return ({"type": "turn", **turn} for turn in it.turns())
 
 
+OF_REMOVAL = ("content_removed_at", "content_removed_to")
+"""Stand in a transcript where retention has removed what was said up to a turn: the turns up to there have no messages."""
+
 WHO = {Role.SYSTEM: "System", Role.USER: "User", Role.ASSISTANT: "Assistant", Role.TOOL: "Tool"}
 
 
@@ -159,6 +167,9 @@ def as_markdown(key: str, it: Transcript) -> Iterator[bytes]:
     labels = "".join(f", {name}={value}" for name, value in it.session["labels"].items())
     begun = f"{it.session['created_at']:%Y-%m-%d %H:%M} UTC"
     yield f"# {key}\n\n{it.session['model']}, {it.last:,} turns, since {begun}{labels}\n".encode()
+    if (removed_at := it.session["content_removed_at"]) is not None:
+        to = it.session["content_removed_to"]
+        yield f"\n*What was said up to turn {to} was removed by retention on {removed_at:%Y-%m-%d %H:%M} UTC.*\n".encode()
     for turn in it.turns():
         yield f"\n## {turn['number']}\n".encode()
         for message in turn["messages"]:
@@ -332,32 +343,38 @@ class _Checked:
     def turns(self) -> Iterator[dict[str, Any]]:
         """Raises: InvalidInputError: they contradict each other."""
         self._systems.clear()
-        last = 0
+        last, head = 0, self._head
+        if head.content_removed_to > (head.turns if head.content_removed_at else 0):
+            raise self._source.bad(1, f"content_removed_to is {head.content_removed_to}, of {head.turns} turns")
         for place, turn in self._source.turns():
             for fault in self._faults(turn, last):
                 raise self._source.bad(place, fault)
             last = turn.number
             found = turn.model_dump(exclude={"type"}) | {"options": storable_json(turn.options)}
             yield found | {"messages": [storable_message(message) for message in turn.messages]}
-        if last != self._head.turns:
-            raise self._source.bad(1, f"it says that there are {self._head.turns} turns, and there are {last}")
-        waits = {last + 1} if self._head.system_message else set()
-        if self._head.system_turn is not None and self._head.system_turn not in self._systems | waits:
-            raise self._source.bad(1, f"system_turn is {self._head.system_turn}, which has no system message")
+        if last != head.turns:
+            raise self._source.bad(1, f"it says that there are {head.turns} turns, and there are {last}")
+        waits = {last + 1} if head.system_message else set()
+        if head.system_turn is not None and head.system_turn not in self._systems | waits:
+            raise self._source.bad(1, f"system_turn is {head.system_turn}, which has no system message")
 
     def _faults(self, turn: TurnEntry, last: int) -> Iterator[str]:
-        messages = {message.position: message.role for message in turn.messages}
+        messages, removed_to = {it.position: it.role for it in turn.messages}, self._head.content_removed_to
         if turn.number != last + 1:
             yield f"turn {turn.number} follows turn {last}"
         if list(messages) != sorted(messages) or len(messages) != len(turn.messages):
             yield "its messages are not in order"
         if SYSTEM in messages:
             self._systems.add(turn.number)
-        if turn.system_turn is not None and turn.system_turn not in self._systems:
+        if turn.system_turn is not None and turn.system_turn > removed_to and turn.system_turn not in self._systems:
             yield f"system_turn is {turn.system_turn}, which has no system message"
-        if messages.get(PROMPT) != Role.USER or messages.get(SYSTEM, Role.SYSTEM) != Role.SYSTEM:
+        is_removed = turn.number <= removed_to
+        if is_removed and messages:
+            yield f"it has messages, and what was said up to turn {removed_to} was removed"
+        if not is_removed and (messages.get(PROMPT) != Role.USER or messages.get(SYSTEM, Role.SYSTEM) != Role.SYSTEM):
             yield "it has no prompt"
-        if (turn.state == TurnState.COMPLETED) != (messages.get(REPLY + turn.steps) == Role.ASSISTANT):
+        is_answered = turn.state == TurnState.COMPLETED and not is_removed
+        if is_answered != (messages.get(REPLY + turn.steps) == Role.ASSISTANT):
             yield f"it is {turn.state}, and {'has a' if REPLY + turn.steps in messages else 'has no'} reply"
         if (turn.state == TurnState.FAILED) != (turn.error_type is not None):
             yield f"it is {turn.state}, and its error_type is {turn.error_type}"

@@ -9,7 +9,13 @@ from typing import Any, Self, TypeVar, get_args
 from inturn.connections import Connected
 from inturn.listening import gone_round, is_anew, rest, told
 from inturn.models.content import checked_content, checked_lane, storable
-from inturn.models.errors import InvalidInputError, SendTimeoutError, TurnCancelledError, TurnFailedError
+from inturn.models.errors import (
+    ContentRemovedError,
+    InvalidInputError,
+    SendTimeoutError,
+    TurnCancelledError,
+    TurnFailedError,
+)
 from inturn.models.failpoints import reached
 from inturn.models.states import FINAL, Lane, TurnState
 from inturn.models.store import chronicle, reading, sending
@@ -92,13 +98,21 @@ class TurnView:
         return self._row.state
 
     @property
-    def prompt(self) -> str:
+    def prompt(self) -> str | None:
+        """None: retention has removed what was said (``content_removed_at``)."""
         return self._row.prompt
 
     @property
     def parts(self) -> list[dict[str, Any]] | None:
         """The prompt in parts, if it was sent so: with images, for example. None: it is a text."""
         return (self._row.prompt_data or {}).get("parts")
+
+    @property
+    def content_removed_at(self) -> datetime | None:
+        """When retention last removed what was said in its session up to here, and more perhaps: there is neither prompt nor
+        reply any more. None: it did not.
+        """
+        return self._row.content_removed_at
 
     @property
     def model(self) -> str:
@@ -201,6 +215,7 @@ class Turn(TurnView):
         Raises:
             SendTimeoutError: the time is up. The turn goes on; wait for it again whenever you like.
             TurnFailedError, TurnCancelledError: there will be no reply.
+            ContentRemovedError: there was one, and retention has removed it.
             TurnNotFoundError: its session was deleted.
             NoWorkerError: nobody is alive to reply; the turn stays stored.
         """
@@ -211,7 +226,8 @@ class Turn(TurnView):
         return self._answer(answered_in)
 
     def get_reply(self) -> Message | None:
-        """The reply, if it is stored already; waits for nothing. Of a joined turn, it is to be had from where it went.
+        """The reply, if it is stored already; waits for nothing. Of a joined turn, it is to be had from where it went. None
+        also where retention has removed it (``content_removed_at``).
 
         Raises:
             TurnNotFoundError: its session was deleted.
@@ -221,7 +237,7 @@ class Turn(TurnView):
         return None if reply is None else Message.of(reply)
 
     def _answer(self, answered_in: int) -> Message:
-        """What came of it, now that this turn is final. Raises: TurnFailedError, TurnCancelledError."""
+        """What came of it, now that this turn is final. Raises: TurnFailedError, TurnCancelledError, ContentRemovedError."""
         session = self._row.session_id
         with self._client.connections.database.reading() as db:
             row, reply = reading.find_answer(db, session, answered_in)
@@ -231,6 +247,8 @@ class Turn(TurnView):
             raise TurnFailedError(
                 final, row.error_type or "", row.error_message or "", row.error_status, bool(row.error_retryable)
             )
+        if row.state is TurnState.COMPLETED and row.content_removed_at is not None:
+            raise ContentRemovedError(final, row.content_removed_at)
         if reply is None:
             raise TurnCancelledError(final)
         return Message.of(reply)
@@ -247,8 +265,8 @@ class Turn(TurnView):
             timeout: for the whole reply, from now: seconds, or a timedelta; None waits for as long as it takes.
 
         Raises:
-            SendTimeoutError, TurnFailedError, TurnCancelledError, TurnNotFoundError, NoWorkerError: as ``wait`` does,
-                where the next event would come.
+            SendTimeoutError, TurnFailedError, TurnCancelledError, ContentRemovedError, TurnNotFoundError, NoWorkerError: as
+                ``wait`` does, where the next event would come.
         """
         seconds = in_seconds(timeout)
         _ = self._client.connections
@@ -302,6 +320,7 @@ class Turn(TurnView):
 
         Raises:
             InvalidInputError: the turn is not final, or it has its reply, or it was joined into another.
+            ContentRemovedError: retention has removed its prompt.
         """
         self.refresh()
         if self.state not in (TurnState.FAILED, TurnState.CANCELLED):
@@ -311,9 +330,11 @@ class Turn(TurnView):
                 f"turn {self.id} was joined into turn {self.merged_into}, which answers its prompt: retry that one, if it "
                 "failed or was cancelled"
             )
-        row = self._row
+        row, prompt = self._row, self.parts or self.prompt
+        if prompt is None:
+            raise ContentRemovedError(self.id, row.content_removed_at or row.created_at)
         return send(
-            self._client, row.key, row.session_id, self.parts or row.prompt,
+            self._client, row.key, row.session_id, prompt,
             retry_of=row.number, options=row.options, lane=row.lane, stream=row.streams,
         )  # fmt: skip
 

@@ -12,11 +12,13 @@ from inturn.cli.db import bar
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.cli.values import span
 from inturn.cli.words import size
+from inturn.models.states import Kept
 
 if TYPE_CHECKING:
     from inturn.client import Removal, RemovalSum
 
 BAR_FROM_SESSIONS = 100
+CONTENT = "content"
 
 
 @click.command()
@@ -30,9 +32,10 @@ BAR_FROM_SESSIONS = 100
 def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None, yes: bool, as_json: bool) -> None:
     """Remove sessions whose retention is over.
 
-    All rules are carried out at once. What is held, or has turns queued or running, stays, and with --older-than what was
-    made to be kept for ever. Beat does the same on its own: once an hour, and by rules that have a cron when that says
-    so. `inturn retention show` lists the rules, and `inturn retention history` what was removed.
+    Or only what was said in them, where their rule keeps metadata. All rules are carried out at once. What is held, or has
+    turns queued or running, stays, and with --older-than what was made to be kept for ever. Beat does the same on its own:
+    once an hour, and by rules that have a cron when that says so. `inturn retention show` lists the rules, and `inturn
+    retention history` what was removed.
     """
     how: dict[str, Any] = {"older_than": older_than}
     with invocation.client() as client:
@@ -49,10 +52,17 @@ def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None,
 
 
 def in_all(sums: "Sequence[RemovalSum]") -> str:
-    """``3 sessions (2 by default, 1 by drafts; 1.2 MB of text)``."""
+    """``3 sessions (2 by default, 1 by drafts; 1.2 MB of text)``, and of how many of them only the text."""
     by = ", ".join(f"{one.sessions:,} by {one.rule}" for one in sums)
     text = size(sum(one.bytes for one in sums))
-    return f"{render.counted(sum(one.sessions for one in sums), 'session')} ({by}; {text} of text)"
+    stay = sum(one.sessions for one in sums if what(one.kept) == CONTENT)
+    only = f"; of {stay:,} only what was said" if stay else ""
+    return f"{render.counted(sum(one.sessions for one in sums), 'session')} ({by}; {text} of text{only})"
+
+
+def what(kept: str) -> str:
+    """What is removed of a session, in a word."""
+    return CONTENT if kept == Kept.METADATA else "all"
 
 
 def print_due(
@@ -70,9 +80,9 @@ def print_due(
     def rows() -> Iterator[tuple[object, ...]]:
         for one in removals:
             add_up(sums, one)
-            yield one.session_id, one.rule, one.turns, one.messages, one.bytes, one.last_activity_at
+            yield one.session_id, one.rule, one.turns, one.messages, one.bytes, one.last_activity_at, what(one.kept)
 
-    columns = ["session", "rule", "turns", "messages", "bytes", "last activity"]
+    columns = ["session", "rule", "turns", "messages", "bytes", "last activity", "removed"]
     render.table(columns, rows(), empty=empty, gives_way=["messages", "turns", "bytes"])
     if sums:
         render.talk(f"{in_all(list(sums.values()))} {becomes}")
@@ -93,8 +103,8 @@ def print_sums(
     """Say what was removed, by rule."""
     if as_json:
         return
-    rows = [(one.rule, one.sessions, one.turns, one.messages, one.bytes) for one in sums]
-    render.table(["rule", "sessions", "turns", "messages", "bytes"], rows, empty=empty)
+    rows = [(one.rule, one.sessions, one.turns, one.messages, one.bytes, what(one.kept)) for one in sums]
+    render.table(["rule", "sessions", "turns", "messages", "bytes", "removed"], rows, empty=empty)
     if sums:
         verb = "is" if [one.sessions for one in sums] == [1] else "are"
         render.talk(f"{in_all(sums)} {verb} {becomes}: `inturn retention history` has the receipts")

@@ -16,6 +16,7 @@ SPEAKERS = {
     "system.message": "system",
     "tool.message": "tool",
     "summary.message": "summary of what was said up to here",
+    "session.content_removed": "removed",
 }
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from inturn.cli import render
+from inturn.cli.cleanup import what
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.schedule import tell_beat
 from inturn.cli.values import shown_span
 from inturn.models.errors import SessionNotFoundError
+from inturn.models.states import Kept
 
 if TYPE_CHECKING:
     from inturn.client import SessionMetadata
@@ -52,10 +54,11 @@ def show(invocation: Invocation, as_json: bool) -> None:
                 it.next_at,
                 it.cron,
                 it.rule.archive,
+                what(it.rule.keep),
             )
             for it in rules
         ]
-        columns = ["rule", "covers", "removed", "sessions", "due", "next", "cron", "archive"]
+        columns = ["rule", "covers", "removed", "sessions", "due", "next", "cron", "archive", "what"]
         render.table(columns, rows, empty="there are no rules", gives_way=["archive", "covers", "cron"])
         due = sum(one.due for one in rules)
         lists = "`inturn cleanup --dry-run` lists them"
@@ -116,6 +119,8 @@ def test(invocation: Invocation, session_id: str, as_json: bool) -> None:
         "busy": found.busy,
         "schedules": found.schedules,
         "paused_schedules": found.paused_schedules,
+        "keep": found.rule and found.rule.keep,
+        "content_removed_at": session.content_removed_at,
         "reason": reason(session, found),
     }
     if as_json:
@@ -142,11 +147,14 @@ def reason(session: "SessionMetadata", found: "Outlook") -> str:
     if when == "never":
         return f"kept for ever by {rule.name}"
     if found.due:
-        return f"removed by {rule.name}: {when}{without(found.paused_schedules)}"
+        removed = "what was said is removed" if rule.keep is Kept.METADATA else "removed"
+        return f"{removed} by {rule.name}: {when}{without(found.paused_schedules)}"
     if found.busy:
         return f"it has turns queued or running; then by {rule.name}: {when}{counted}"
     if found.schedules:
         return f"{senders(found.schedules)} to it; otherwise by {rule.name}: {when}{counted}"
+    if rule.keep is Kept.METADATA and session.content_removed_to == session.turns and session.content_removed_at:
+        return f"what was said is removed already, and the rest stays; once more is said, by {rule.name}: {when}"
     return f"not yet; by {rule.name}: {when}{counted}{without(found.paused_schedules)}"
 
 
@@ -177,11 +185,14 @@ def history(invocation: Invocation, session_id: str | None, limit: int, as_json:
         for record in (*map(asdict, receipts), *map(asdict, holds)):
             render.json_line(record)
         return
-    columns = ["removed", "rule", "asked by", "turns", "messages", "bytes", "archive"]
+    columns = ["removed", "rule", "asked by", "turns", "messages", "bytes", "archive", "what"]
     rows = [
-        (it.removed_at, it.rule, it.run and it.run.asked_by, it.turns, it.messages, it.bytes, it.run and it.run.archive)
+        (
+            it.removed_at, it.rule, it.run and it.run.asked_by, it.turns, it.messages, it.bytes, it.run and it.run.archive,
+            what(it.kept),
+        )
         for it in receipts
-    ]
+    ]  # fmt: skip
     render.table(
         columns, rows, empty=f"no session {session_id} was removed by a rule or an erasure", gives_way=["archive"]
     )
@@ -195,9 +206,10 @@ def print_runs(runs: "list[Run]", as_json: bool) -> None:
         for run in runs:
             render.json_line(asdict(run))
         return
-    columns = ["began", "rule", "asked by", "sessions", "messages", "bytes", "archive", "ended"]
+    columns = ["began", "rule", "asked by", "sessions", "messages", "bytes", "archive", "ended", "what"]
     rows = [
-        (it.began_at, it.rule, it.asked_by, it.sessions, it.messages, it.bytes, it.archive, ended(it)) for it in runs
+        (it.began_at, it.rule, it.asked_by, it.sessions, it.messages, it.bytes, it.archive, ended(it), what(it.kept))
+        for it in runs
     ]
     render.table(columns, rows, empty="no cleanup has removed anything", gives_way=["archive", "messages", "bytes"])
     for sentence in failures(runs):

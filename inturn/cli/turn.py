@@ -11,6 +11,7 @@ from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.records import turn_record
 from inturn.cli.session import remark_if_halted
 from inturn.cli.usage import price, tokens
+from inturn.models.errors import ContentRemovedError
 from inturn.models.states import POISONED, AttemptOutcome, Lane, TurnState
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def standing(turn: "Turn") -> str:
     return f"{turn.state}{joined}{lane}"
 
 
-def shortened(prompt: str) -> str:
-    line = render.cell(prompt)
+def shortened(prompt: str | None) -> str:
+    line = "(removed)" if prompt is None else render.cell(prompt)
     return line if len(line) <= PROMPT_WIDTH else f"{line[: PROMPT_WIDTH - 1]}…"
 
 
@@ -100,7 +101,10 @@ def show(invocation: Invocation, turn_id: str, as_json: bool) -> None:
     render.records(told(record))
     if attempts:
         show_attempts(attempts)
-    render.utterance("you", found.prompt)
+    if found.content_removed_at is not None:
+        render.talk(str(ContentRemovedError(found.id, found.content_removed_at)))
+    if found.prompt is not None:
+        render.utterance("you", found.prompt)
     if reply is not None:
         render.utterance("assistant", reply)
     elif found.partial is not None:

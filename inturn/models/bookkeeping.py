@@ -7,7 +7,14 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, Index, String, Text,
 from sqlmodel import Field
 
 from inturn.models.rows import BIG, KEY, Row, choice, count_from_zero, json_object, json_value, one_of, serial
-from inturn.models.states import BATCH_FINAL, BatchState, DeliveryState, Lane, Misfire, ProcessKind
+from inturn.models.states import BATCH_FINAL, BatchState, DeliveryState, Kept, Lane, Misfire, ProcessKind
+
+
+def kept() -> Any:
+    """What is left of a session that was removed."""
+    default = {"server_default": Kept.NOTHING}
+    return Field(default=Kept.NOTHING, sa_type=String(20), nullable=False, sa_column_kwargs=default)
+
 
 DISCARDING = "discards AND read_at IS NOT NULL AND discarded_at IS NULL"
 
@@ -244,12 +251,13 @@ class RemovalRunRow(Row, table=True):
     """One rule's part of a cleanup: for whom it was, and what it removed."""
 
     __tablename__ = "removal_runs"
-    __table_args__ = ({"sqlite_autoincrement": True},)
+    __table_args__ = (one_of("kept", Kept), {"sqlite_autoincrement": True})
 
     id: int = serial()
     rule: str = Field(max_length=200)
     asked_by: str = Field(max_length=200)
     """``beat``, or who called for it: ``user@host``."""
+    kept: Kept = kept()
     began_at: datetime
     ended_at: datetime | None = None
     """Null: it is under way, or its process died."""
@@ -266,10 +274,15 @@ class RemovalRunRow(Row, table=True):
 
 
 class RemovalRow(Row, table=True):
-    """A session that was removed, when, and under which rule: IDs and counts, never text."""
+    """A session that was removed, or its content was: when, and under which rule. IDs and counts, never text."""
 
     __tablename__ = "removals"
-    __table_args__ = (Index(None, "removed_at"), Index(None, "session_key"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        one_of("kept", Kept),
+        Index(None, "removed_at"),
+        Index(None, "session_key"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: int = serial()
     session_key: str = Field(max_length=200)
@@ -280,6 +293,7 @@ class RemovalRow(Row, table=True):
     messages: int
     bytes: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     """Of its messages, as UTF-8."""
+    kept: Kept = kept()
     last_activity_at: datetime
     removed_at: datetime
 

@@ -20,6 +20,7 @@ InturnError
 ├── ScheduleExistsError                 .name
 ├── TurnFailedError                     .turn_id .error_type .status_code .retryable
 ├── TurnCancelledError                  .turn_id
+├── ContentRemovedError                 .turn_id .removed_at
 ├── SendTimeoutError (TimeoutError)     .turn
 ├── BatchTimeoutError (TimeoutError)    .batch_id
 ├── ClosedError                         a client or session handle used after it was let go
@@ -243,6 +244,23 @@ class TurnCancelledError(InturnError):
         self.turn_id = turn_id
 
 
+class ContentRemovedError(InturnError):
+    """What was said in a turn is asked for, and retention has removed it and kept the rest.
+
+    Attributes:
+        removed_at: when that was, at the latest.
+    """
+
+    def __init__(self, turn_id: str, removed_at: datetime) -> None:
+        super().__init__(
+            f"what was said in turn {turn_id} is gone: retention removed it on {removed_at:%Y-%m-%d %H:%M} UTC, and kept "
+            "the turn with what it used (`inturn retention history` says by which rule). Send the prompt anew, if you have "
+            "it"
+        )
+        self.turn_id = turn_id
+        self.removed_at = removed_at
+
+
 class SendTimeoutError(InturnError, TimeoutError):
     """Waiting took too long. The turn goes on; its reply can be had later from ``turn.wait()``."""
 
@@ -280,9 +298,9 @@ class RemovalShareError(InturnError):
         due, sessions: how many it would remove, and of how many.
     """
 
-    def __init__(self, due: int, sessions: int, share: float, rule: str) -> None:
+    def __init__(self, due: int, sessions: int, share: float, rule: str, what: str = "sessions") -> None:
         super().__init__(
-            f"{due:,} of {sessions:,} sessions are due for removal, most of them by the rule {rule!r}, and more than "
+            f"{due:,} of {sessions:,} {what} are due for removal, most of them by the rule {rule!r}, and more than "
             f"{share:.0%} at once (max_removal_share) take somebody's word: nothing was removed. Is a rule new, or the "
             "database's clock wrong? `inturn cleanup --dry-run` lists them, and `inturn cleanup --yes` removes them"
         )

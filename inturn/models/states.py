@@ -85,6 +85,14 @@ class Retention(StrEnum):
     NEVER = "never"
 
 
+class Kept(StrEnum):
+    """What is left of a session that a rule of retention has dealt with."""
+
+    NOTHING = "nothing"
+    METADATA = "metadata"
+    """Its rows, with states, times and what was used; nothing of what was said."""
+
+
 class Overflow(StrEnum):
     """What becomes of a session's history once it is more than its model may be shown."""
 

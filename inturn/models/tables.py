@@ -52,6 +52,9 @@ from inturn.models.states import (
 SUMMARY = 999_999_999
 """Position of a summary: behind everything that is said in the last turn that it covers."""
 
+CONTENT_IS_LEFT = "content_removed_at IS NULL OR next_turn > content_removed_to + 1 OR system_turn IS NOT NULL"
+"""Of a session: its content was never removed, or something was said since."""
+
 QUARANTINED = "error_type IN ({})".format(", ".join(f"'{name}'" for name in POISONED))
 
 
@@ -65,6 +68,9 @@ class SessionRow(Row, table=True):
         one_of("overflow", Overflow),
         CheckConstraint("(retention = 'idle') = (retention_seconds IS NOT NULL)", name="retention_has_its_time"),
         CheckConstraint("next_turn >= 1", name="next_turn_counts_up"),
+        CheckConstraint(
+            "content_removed_to = 0 OR content_removed_at IS NOT NULL", name="content_removed_has_its_time"
+        ),
         Index(None, "last_activity_at"),
         Index(None, "created_at"),
         Index(
@@ -72,6 +78,14 @@ class SessionRow(Row, table=True):
             "last_activity_at",
             postgresql_where=text("retention = 'idle'"),
             sqlite_where=text("retention = 'idle'"),
+        ),
+        # Rules that keep metadata find what is due in these: sessions that have been dealt with would stand first otherwise.
+        *(
+            Index(name, column, postgresql_where=text(CONTENT_IS_LEFT), sqlite_where=text(CONTENT_IS_LEFT))
+            for name, column in (
+                ("ix_sessions_content_active", "last_activity_at"),
+                ("ix_sessions_content_created", "created_at"),
+            )
         ),
         # The sweep asks for these all the time, and nearly always there are none.
         Index(
@@ -117,6 +131,10 @@ class SessionRow(Row, table=True):
     """The next turn's number, counted under this row's lock (``max() + 1`` gives one number to two senders)."""
     batch_id: int | None = Field(default=None, sa_type=BigInteger)
     """The batch that made it; null: somebody else did."""
+    content_removed_at: datetime | None = None
+    """When retention last removed what was said in it, and kept the rest; null: it never did."""
+    content_removed_to: int = count_from_zero()
+    """The last turn of which nothing is left that was said."""
     created_at: datetime
     imported_at: datetime | None = None
     """When it was made here of a transcript, whose ``created_at`` it has; null: it was not."""

@@ -10,6 +10,7 @@ code                   when
                        could not be reached, it hung up, or what it sent could not be read. The message begins with
                        the error type
 ``session_deleted``    the session of the line was deleted, and the reply with it
+``content_removed``    retention removed what was said in the line's session, the reply with it, and kept what was used
 the line's own         it was no prompt, and the batch was submitted with ``--skip-invalid``: ``invalid_json_line``,
                        ``missing_field``, ...
 the error type         everything else keeps the name that ``docs/providers.md`` explains: ``content_filter``, ...

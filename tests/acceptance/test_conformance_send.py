@@ -224,7 +224,7 @@ def test_15_history_alternates_in_the_order_of_sending(
         assert prompt.data.content == sent[prompt.turn].prompt
         assert (reply.turn, reply.data.content.startswith(f"reply to: {prompt.data.content}")) == (prompt.turn, True)
     for sender in range(4):
-        mine = [turn.number for turn in sent.values() if f" {sender}-" in turn.prompt]
+        mine = [turn.number for turn in sent.values() if f" {sender}-" in (turn.prompt or "")]
         assert mine == sorted(mine)
 
     made = calls(name)

@@ -85,7 +85,7 @@ def test_what_is_too_long_twice_fails_and_says_what_to_do(
     assert "context_turns" in str(caught.value)
     assert ends(turn) == [("permanent", "context_length_exceeded")] * 2
     assert [len(call.messages) for call in all_calls()][-2:] in ([7, 3], [7, 1])
-    alone = client.create_session(f"{name}-new", model="server/model").send(turn.prompt)
+    alone = client.create_session(f"{name}-new", model="server/model").send(turn.prompt or "")
     with pytest.raises(TurnFailedError, match="context_length_exceeded"):
         alone.wait(REPLY_SECONDS)
     assert len(ends(alone)) == 1, "there was nothing to leave out"

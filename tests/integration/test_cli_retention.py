@@ -205,6 +205,54 @@ def test_one_rule_for_once(shell: Shell) -> None:
     assert shell.records("session", "list") == []
 
 
+def test_what_was_said_goes_and_the_rest_stays(shell: Shell) -> None:
+    fill(shell)
+    Path("inturn.toml").write_text('[[retention]]\nname = "text"\nmatch = "d*"\nidle_days = 1\nkeep = "metadata"\n')
+    used = shell.records("usage", "--by", "session")
+    rule = next(one for one in shell.records("retention", "show") if one["name"] == "text")
+    assert (rule["keep"], rule["due"]) == ("metadata", 2)
+    assert shell.ok("retention", "show").splitlines()[2].split("\t")[-1] == "content"
+    (told,) = shell.records("retention", "test", "draft-1")
+    assert (told["due"], told["keep"], told["reason"]) == (
+        True,
+        "metadata",
+        "what was said is removed by text: idle for 1d",
+    )
+    due = shell.records("cleanup", "--dry-run")
+    assert {one["session_id"]: one["kept"] for one in due} == {
+        "own": "nothing", "draft-1": "metadata", "draft-2": "metadata",
+    }  # fmt: skip
+    assert "of 2 only what was said" in shell.run("cleanup", "--dry-run").stderr
+    assert shell.ok("cleanup", "--dry-run").splitlines()[2].split("\t")[-1] == "content"
+    assert shell.records("cleanup", "--yes") == due
+    assert shell.records("cleanup", "--dry-run") == []
+    (record,) = shell.records("session", "show", "draft-1")
+    (mark,) = record["history"]
+    assert (mark["type"], record["content_removed_to"], record["turns"]) == ("session.content_removed", 1, 1)
+    assert record["content_removed_at"] is not None
+    assert "removed: what was said up to turn 1 was removed by retention on " in shell.ok("session", "show", "draft-1")
+    assert "removed by retention" in shell.ok("session", "tail", "draft-1")
+    assert shell.records("usage", "--by", "session") == used
+    (turn,) = shell.records("turn", "list", "draft-1")
+    assert (turn["prompt"], turn["state"], turn["content_removed_at"]) == (
+        None,
+        "completed",
+        record["content_removed_at"],
+    )
+    assert "(removed)" in shell.ok("turn", "list", "draft-1")
+    shown = shell.run("turn", "show", turn["id"])
+    assert (shown.returncode, "is gone: retention removed it on" in shown.stderr) == (0, True)
+    (told,) = shell.records("retention", "test", "draft-1")
+    assert (told["due"], told["content_removed_at"]) == (False, record["content_removed_at"])
+    assert told["reason"].startswith("what was said is removed already, and the rest stays")
+    runs = {one["rule"]: one["kept"] for one in shell.records("retention", "history")}
+    assert runs == {"own": "nothing", "text": "metadata"}
+    assert shell.ok("retention", "history", "draft-1").splitlines()[1].split("\t")[-1] == "content"
+    assert {one["session_id"] for one in shell.records("cleanup", "--older-than", "36h", "--yes")} == {
+        "draft-1", "draft-2", "gold", "else",
+    }  # fmt: skip
+
+
 def test_the_sdk_says_the_same(shell: Shell) -> None:
     fill(shell)
     with Client(home=shell.home) as client:

@@ -11,7 +11,7 @@ WHEN = datetime(2026, 11, 29, 3, 0, tzinfo=UTC)
 SESSION: dict[str, Any] = {
     "model": "echo/echo", "fallbacks": None, "options": {}, "labels": {}, "context_turns": None, "context_tokens": None,
     "overflow": "truncate", "tools": None, "retention": "policy", "retention_seconds": None, "halts": False,
-    "created_at": WHEN,
+    "created_at": WHEN, "content_removed_at": None, "content_removed_to": 0,
 }  # fmt: skip
 TURN: dict[str, Any] = {
     "state": "completed", "lane": "chat", "model": "echo/echo", "fallbacks": None, "system_turn": None, "options": {},

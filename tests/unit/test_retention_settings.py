@@ -8,6 +8,7 @@ import pytest
 
 from inturn.models.cron import Cron
 from inturn.models.errors import SettingsError
+from inturn.models.states import Kept
 from inturn.models.store.rules import OWN, Rule, default_rule
 from inturn.settings import Settings
 
@@ -54,6 +55,19 @@ def test_they_are_read_from_a_file_and_from_the_environment(tmp_path: Path, monk
         ([{"name": "x", "more_than": 0}], "would remove every session there is"),
         ([{"name": "x", "forever": True, "idle_days": 3}], "keeps its sessions for ever"),
         ([{"name": "x", "forever": True, "archive": "/a"}], "keeps its sessions for ever"),
+        (
+            [{"name": "x", "forever": True, "keep": "metadata"}],
+            "for ever, and says that of a session only metadata is kept",
+        ),
+        (
+            [{"name": "x", "idle_days": 0, "keep": "metadata"}],
+            "would remove what was said in every session there is.*allow_remove_all = true",
+        ),
+        ([{"name": "x", "idle_days": 1, "keep": "usage"}], "'nothing' or 'metadata'"),
+        (
+            [{"name": "x", "idle_days": 1, "keep": "metadata"}, {"name": "y", "idle_days": 90}],
+            "'y' never applies: 'x'",
+        ),
         ([{"name": "default", "idle_days": 3}], "none of default, own"),
         ([{"name": "a b", "idle_days": 3}], "1 to 60 letters"),
         (
@@ -132,6 +146,17 @@ def test_what_is_wider_may_stand_behind_and_what_is_other_anywhere():
         {"name": "e", "match": "a-?*", "idle_days": 1},
         {"name": "f", "match": "a-*", "idle_days": 1},
     )
+
+
+def test_what_stays_of_a_session():
+    rules = load(
+        {"name": "x", "match": "a*", "idle_days": 30, "keep": "metadata"},
+        {"name": "y", "match": "b*", "idle_days": 30, "keep": "nothing"},
+        {"name": "z", "idle_days": 0, "keep": "metadata", "allow_remove_all": True},
+    ).rules()
+    assert [rule.keep for rule in rules] == [
+        Kept.NOTHING, Kept.METADATA, Kept.NOTHING, Kept.METADATA, Kept.NOTHING,
+    ]  # fmt: skip
 
 
 def test_who_means_it_may_remove_everything():

@@ -101,7 +101,7 @@ def test_a_sweep_counts_what_it_took_back_and_what_ended_by_it(telemetry: Teleme
 
 def test_a_cleanup_counts_what_it_removed_by_rule(telemetry: Telemetry) -> None:
     for rule in ("idle", "idle", "drafts"):
-        telemetry.removed(Removal("ann", rule, 2, 4, 100, datetime.now(UTC)))
+        telemetry.removed(Removal("ann", rule, 2, 4, 100, datetime.now(UTC), "nothing"))
     telemetry.cleaned_up(went_well=True)
     telemetry.cleaned_up(went_well=False)
     counted = [samples(telemetry, f"inturn_removed_{what}_total") for what in ("sessions", "turns", "bytes")]

@@ -11,7 +11,13 @@ from sqlalchemy import ColumnElement, Connection, Row, case, func, select, text,
 from inturn.models.database import Database
 from inturn.models.errors import BatchNotFoundError
 from inturn.models.states import BATCH_FINAL, BatchState, TurnState
-from inturn.models.store.lines import EXPIRED, SESSION_DELETED, LineResult
+from inturn.models.store.lines import (
+    CONTENT_REMOVED,
+    CONTENT_REMOVED_SENTENCE,
+    EXPIRED,
+    SESSION_DELETED,
+    LineResult,
+)
 from inturn.models.store.loading import written
 from inturn.models.store.opening import REPLY
 from inturn.models.tables import BATCH_LINES, BATCHES, TURNS
@@ -191,7 +197,8 @@ def ended_after(batch: Any, after: tuple[Any, Any]) -> tuple[ColumnElement[bool]
 # As text, so that rows come as the driver gives them: the columns' own types take longer over a row than the databases do.
 RESULTS = text(f"""
 SELECT t.line, t.custom_id, t.state, s.key, t.session_id, t.number, t.model, m.content, t.finish_reason, t.error_type,
-    t.error_message, t.error_status, t.input_tokens, t.output_tokens, t.price, t.attempts, t.finished_at, m.data
+    t.error_message, t.error_status, t.input_tokens, t.output_tokens, t.price, t.attempts, t.finished_at, m.data,
+    t.number <= s.content_removed_to AS is_gone
 FROM turns AS t
 JOIN sessions AS s ON s.id = t.session_id
 LEFT JOIN messages AS m ON m.session_id = t.session_id AND m.turn_number = t.number AND m.position = {REPLY} + t.steps
@@ -223,7 +230,9 @@ def result_rows(database: Database, batch_id: int, after: Cursor, limit: int) ->
 def result_of(row: tuple[Any, ...]) -> LineResult:
     """What stands in a row of ``result_rows``."""
     (line, custom_id, state, key, session, number, model, reply, reason, error, message, status, took, gave, price, attempts,
-     ended, data) = row  # fmt: skip
+     ended, data, is_gone) = row  # fmt: skip
+    if is_gone and state == TurnState.COMPLETED:
+        state, error, message = TurnState.FAILED, CONTENT_REMOVED, CONTENT_REMOVED_SENTENCE
     if isinstance(ended, str):  # SQLite's
         ended = datetime.fromisoformat(ended + "+00:00")
     if data is not None:

@@ -127,7 +127,7 @@ def found(db: Connection, session_id: int, key: str) -> Any:
 
 
 def _session(session_id: int) -> Select[Any]:
-    columns = (SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.system_turn)
+    columns = (SESSIONS.c.id, SESSIONS.c.next_turn, SESSIONS.c.system_turn, SESSIONS.c.content_removed_to)
     return select(*columns).where(SESSIONS.c.id == session_id, SESSIONS.c.state == SessionState.ACTIVE)
 
 
@@ -160,16 +160,20 @@ def system_turn(db: Connection, original: Any, last: int) -> int | None:
     if last == original.next_turn - 1:
         return cast("int | None", original.system_turn)
     sent = max(last, 1)
-    then = select(TURNS.c.system_turn).where(TURNS.c.session_id == original.id, TURNS.c.number == sent)
+    its = and_(TURNS.c.session_id == original.id, TURNS.c.number == sent)
+    then = select(TURNS.c.system_turn).where(its, TURNS.c.system_turn > original.content_removed_to)
     return db.execute(then).scalar()
 
 
 def _insert_like(db: Connection, original: int, new_key: str, last: int, system: int | None) -> int | None:
     """The new session's row. Returns: its id; None: the ID is taken."""
+    gone = SESSIONS.c.content_removed_to
     ours: dict[str, Any] = {
         "key": literal(new_key), "system_turn": null() if system is None else literal(system), "held": false(),
         "hold_reason": null(), "held_by": null(), "held_at": null(), "imported_at": null(), "batch_id": null(),
         "next_turn": literal(last + 1), "created_at": now(), "last_activity_at": now(),
+        "content_removed_to": case((gone < last, gone), else_=literal(last)),
+        "content_removed_at": SESSIONS.c.content_removed_at if last else null(),
     }  # fmt: skip
     names = [column.name for column in SESSIONS.c if column.name != "id"]
     values = select(*(ours.get(name, SESSIONS.c[name]) for name in names)).where(SESSIONS.c.id == original)

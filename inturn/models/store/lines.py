@@ -17,6 +17,11 @@ SESSION_DELETED = "session_deleted"
 """Error type of a line whose session was deleted before its result was read."""
 
 
+CONTENT_REMOVED = "content_removed"
+"""Error type of a line whose reply retention removed before its result was read."""
+CONTENT_REMOVED_SENTENCE = "retention removed what was said in its session, and kept what it used"
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """A message that a line brings along: of the history before its prompt, or of what follows it.
@@ -86,7 +91,7 @@ class LineResult(NamedTuple):
 
     Attributes:
         line: its number in the file, from 1.
-        state: of its turn; None: it has none.
+        state: of its turn, ``failed`` also where its reply was removed; None: it has none.
         session_id, turn_id, model: None, where it has no turn.
         reply: None, unless the turn is completed.
         finish_reason: why the model stopped, in the provider's word; None: it did not say.

@@ -53,6 +53,8 @@ class SessionRecord:
     retention_seconds: float | None
     halts: bool
     halted_by: int | None
+    content_removed_at: datetime | None
+    content_removed_to: int
     created_at: datetime
     imported_at: datetime | None
     last_activity_at: datetime
@@ -63,7 +65,7 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """A turn with its prompt, and its reply if there is one."""
+    """A turn with its prompt, unless what was said in it was removed (``content_removed_at``)."""
 
     session_id: int
     key: str
@@ -73,8 +75,9 @@ class TurnRecord:
     model: str
     fallbacks: list[str] | None
     options: dict[str, Any]
-    prompt: str
+    prompt: str | None
     prompt_data: dict[str, Any] | None
+    content_removed_at: datetime | None
     attempts: int
     rescues: int
     retry_of: int | None
@@ -205,6 +208,9 @@ def last_session_key(database: Database) -> str | None:
         return db.execute(active.order_by(SESSIONS.c.last_activity_at.desc(), SESSIONS.c.id.desc()).limit(1)).scalar()
 
 
+NOT_OF_TURNS = ("key", "prompt", "prompt_data", "content_removed_at", "not_before")
+
+
 def _turns() -> Select[Any]:
     asked = MESSAGES.alias("asked")
     is_prompt = (
@@ -214,10 +220,13 @@ def _turns() -> Select[Any]:
     )
     is_put_off = (TURNS.c.state == TurnState.QUEUED) & (TURNS.c.ready_at > now())
     chosen = select(
-        *columns(TURNS, TurnRecord, but=("key", "prompt", "prompt_data", "not_before")),
+        *columns(TURNS, TurnRecord, but=NOT_OF_TURNS),
         asked.c.content.label("prompt"),
         asked.c.data.label("prompt_data"),
         case((is_put_off, TURNS.c.ready_at)).label("not_before"),
+        case((TURNS.c.number <= SESSIONS.c.content_removed_to, SESSIONS.c.content_removed_at)).label(
+            "content_removed_at"
+        ),
         SESSIONS.c.key,
     )
     return chosen.join(SESSIONS, SESSIONS.c.id == TURNS.c.session_id).outerjoin(asked, is_prompt)

@@ -10,6 +10,8 @@ from sqlalchemy import (
     Connection,
     LargeBinary,
     Select,
+    String,
+    and_,
     cast,
     delete,
     func,
@@ -22,6 +24,7 @@ from sqlalchemy import (
 
 from inturn.models.clock import now
 from inturn.models.database import Database
+from inturn.models.states import Kept
 from inturn.models.tables import MESSAGES, PAST_HOLDS, REMOVAL_RUNS, REMOVALS, SESSIONS, TURNS
 
 
@@ -30,7 +33,8 @@ class Removal:
     """A session that retention removed, or would remove.
 
     Attributes:
-        bytes: of its messages, as UTF-8.
+        turns, messages, bytes: how many went; bytes are those of the messages, as UTF-8.
+        kept: what is left of it: ``nothing``, or ``metadata``, where only what was said went.
     """
 
     session_id: str
@@ -39,6 +43,7 @@ class Removal:
     messages: int
     bytes: int
     last_activity_at: datetime
+    kept: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class RemovalSum:
 
     Attributes:
         bytes: of messages, as UTF-8.
+        kept: what is left of the sessions; see ``Removal``.
     """
 
     rule: str
@@ -54,10 +60,11 @@ class RemovalSum:
     turns: int = 0
     messages: int = 0
     bytes: int = 0
+    kept: str = Kept.NOTHING
 
     def plus(self, one: Removal) -> "RemovalSum":
         sums = self.sessions + 1, self.turns + one.turns, self.messages + one.messages, self.bytes + one.bytes
-        return RemovalSum(self.rule, *sums)
+        return RemovalSum(self.rule, *sums, one.kept)
 
 
 def add_up(sums: dict[str, RemovalSum], one: Removal) -> None:
@@ -74,11 +81,13 @@ class Run:
             that ended early it is the beginning of the names of what it had written.
         error: why it ended early; None: it did not.
         ended_at: None: it is under way, or its process died.
+        kept: what is left of what it removed; see ``Removal``.
     """
 
     id: int
     rule: str
     asked_by: str
+    kept: str
     began_at: datetime
     ended_at: datetime | None
     sessions: int
@@ -92,7 +101,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Receipt(Removal):
-    """What says that a session was removed.
+    """What says that a session was removed, or what was said in it.
 
     Attributes:
         run: under which; None: its batch was to be discarded once it was read.
@@ -102,14 +111,15 @@ class Receipt(Removal):
     run: Run | None
 
 
+COUNTED = ("turns", "messages", "bytes")
 NAMES = (*Removal.__slots__, "removed_at")
 COLUMNS = [REMOVALS.c.session_key if name == "session_id" else REMOVALS.c[name] for name in NAMES]
 
 
-def begin_run(database: Database, rule: str, asked_by: str, error: str | None = None) -> int:
+def begin_run(database: Database, rule: str, asked_by: str, error: str | None = None, kept: Kept = Kept.NOTHING) -> int:
     """Note that a rule is being carried out, and for whom; with an error, that it was not."""
-    ended = now() if error else null()
-    new = insert(REMOVAL_RUNS).values(rule=rule, asked_by=asked_by, began_at=now(), ended_at=ended, error=error)
+    told = {"rule": rule, "asked_by": asked_by, "kept": kept, "error": error}
+    new = insert(REMOVAL_RUNS).values(told | {"began_at": now(), "ended_at": now() if error else null()})
     return int(database.transact(lambda db: db.execute(new.returning(REMOVAL_RUNS.c.id)).scalar_one()))
 
 
@@ -126,18 +136,29 @@ def end_run(
     database.transact(lambda db: db.execute(update(REMOVAL_RUNS).where(REMOVAL_RUNS.c.id == run).values(ended)))
 
 
-def counted(dialect: str, rule: str) -> Select[Any]:
-    """What receipts say of sessions: the columns of ``Removal``, in its order."""
-    mine = MESSAGES.c.session_id == SESSIONS.c.id
+def counted(dialect: str, rule: str, keep: Kept = Kept.NOTHING, most: int | None = None) -> Select[Any]:
+    """What receipts say of sessions: the columns of ``Removal``, in its order.
+
+    Args:
+        keep: what is to be left of them.
+        most: count so many turns of each at most, the oldest of which anything is to be removed; None: all.
+    """
+    mine, turns = MESSAGES.c.session_id == SESSIONS.c.id, TURNS.c.session_id == SESSIONS.c.id
+    if keep is Kept.METADATA:
+        turns = and_(turns, TURNS.c.number > SESSIONS.c.content_removed_to)
+    if most is not None:
+        upto = SESSIONS.c.content_removed_to + most
+        mine, turns = and_(mine, MESSAGES.c.turn_number <= upto), and_(turns, TURNS.c.number <= upto)
     # What SQLite calls the length of a text are its characters.
     size = func.octet_length(MESSAGES.c.content) if dialect == "postgresql" else _octets(MESSAGES.c.content)
     return select(
         SESSIONS.c.key,
         literal(rule).label("rule"),
-        select(func.count()).where(TURNS.c.session_id == SESSIONS.c.id).scalar_subquery().label("turns"),
+        select(func.count()).where(turns).scalar_subquery().label("turns"),
         select(func.count()).where(mine).scalar_subquery().label("messages"),
         select(cast(func.coalesce(func.sum(size), 0), BigInteger)).where(mine).scalar_subquery().label("bytes"),
         SESSIONS.c.last_activity_at,
+        literal(keep, String).label("kept"),
     )
 
 
@@ -145,20 +166,36 @@ def _octets(column: ColumnElement[str]) -> ColumnElement[int]:
     return func.length(cast(column, LargeBinary))
 
 
-def note(db: Connection, run: int | None, rule: str, which: ColumnElement[bool]) -> list[Removal]:
-    """Write the receipts of the sessions that a transaction is about to remove; returns what they say."""
+def note(
+    db: Connection,
+    run: int | None,
+    rule: str,
+    which: ColumnElement[bool],
+    keep: Kept = Kept.NOTHING,
+    most: int | None = None,
+) -> list[Removal]:
+    """Write the receipts of the sessions that a transaction is about to remove; returns what they say.
+
+    Args:
+        keep, most: as ``counted`` has them.
+    """
     names = [column.key for column in COLUMNS[: len(Removal.__slots__)]]
-    rows = counted(db.dialect.name, rule).add_columns(literal(run, BigInteger), now()).where(which)
+    rows = counted(db.dialect.name, rule, keep, most).add_columns(literal(run, BigInteger), now()).where(which)
     new = insert(REMOVALS).from_select([*names, "run_id", "removed_at"], rows.order_by(SESSIONS.c.id))
     removals = [Removal(*row) for row in db.execute(new.returning(*COLUMNS[: len(names)]))]
     if removals:
-        sums = {
-            name: REMOVAL_RUNS.c[name] + sum(getattr(it, name) for it in removals)
-            for name in ("turns", "messages", "bytes")
-        }
+        sums = {name: REMOVAL_RUNS.c[name] + sum(getattr(it, name) for it in removals) for name in COUNTED}
         mine = update(REMOVAL_RUNS).where(REMOVAL_RUNS.c.id == run)
         db.execute(mine.values(sums | {"sessions": REMOVAL_RUNS.c.sessions + len(removals)}))
     return removals
+
+
+def note_more(db: Connection, run: int, more: Removal) -> None:
+    """Add to the receipt of a session that goes piece by piece."""
+    mine = (REMOVALS.c.run_id == run) & (REMOVALS.c.session_key == more.session_id)
+    for table, which in ((REMOVALS, mine), (REMOVAL_RUNS, REMOVAL_RUNS.c.id == run)):
+        sums = {name: table.c[name] + getattr(more, name) for name in COUNTED}
+        db.execute(update(table).where(which).values(sums))
 
 
 def list_runs(database: Database, before: int | None = None, limit: int = 100) -> list[Run]:

@@ -208,9 +208,10 @@ def list_due(database: Database, rules: Sequence[Rule], rule: Rule, limit: int =
     after: int | None = 0
     which = due_now(database, rules, rule)
     while after is not None and which is not None:
-        page = counted(database.dialect, rule.name).add_columns(SESSIONS.c.id).order_by(SESSIONS.c.id).limit(limit)
+        page = counted(database.dialect, rule.name, rule.keep).add_columns(SESSIONS.c.id).order_by(SESSIONS.c.id)
         with database.reading() as db:
-            found = [(last, Removal(*row)) for *row, last in db.execute(page.where(which, SESSIONS.c.id > after))]
+            rows = db.execute(page.where(which, SESSIONS.c.id > after).limit(limit))
+            found = [(last, Removal(*row)) for *row, last in rows]
         yield from (removal for _, removal in found)
         after = found[-1][0] if len(found) == limit else None
 
@@ -286,7 +287,7 @@ def choose_due(
         without: those that turned out not to be the same.
     """
     next_ones = select(SESSIONS.c.id, *SEEN).where(which, SESSIONS.c.id.not_in(without)).order_by(*order_of(rule))
-    return {row.id: Seen(*row[1:]) for row in _few(db.execute(next_ones.limit(limit)))}
+    return {row.id: Seen(*row[1:]) for row in few(db.execute(next_ones.limit(limit)))}
 
 
 def remove_due(
@@ -347,7 +348,7 @@ def _remove_chunk(
     same = [row for row in rows if archived is None or archived[row.id] == row[1:]]
     if not same:
         return Chunk([], [])
-    chosen = {row.key: row for row in _few(same)}
+    chosen = {row.key: row for row in few(same)}
     # Looked at anew under the locks, in a statement of its own: its snapshot is younger than any send it waited for.
     removals = note(db, run, rule, and_(Among(db, (row.id for row in chosen.values())).has(SESSIONS.c.id), which))
     found = [chosen[removal.session_id] for removal in removals]
@@ -358,7 +359,7 @@ def _remove_chunk(
     return Chunk(removals, begun)
 
 
-def _few(rows: Iterable[Row[Any, Any, Any, Any]]) -> Iterator[Row[Any, Any, Any, Any]]:
+def few(rows: Iterable[Row[Any, Any, Any, Any]]) -> Iterator[Row[Any, Any, Any, Any]]:
     """As many as have no more turns together than a transaction takes away; one at least. The others are next."""
     turns = 0
     for place, row in enumerate(rows):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, literal, null, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, literal, null, select, update
 
 from inturn.models.clock import now
 from inturn.models.database import Database
@@ -17,7 +17,9 @@ from inturn.models.store.waking import make_all_ready
 from inturn.models.tables import BATCHES, LEASES, MESSAGES, SESSIONS, TURNS
 
 CHUNK = 500
-UNANSWERED = TURNS.c.state.in_((TurnState.FAILED, TurnState.CANCELLED)) & TURNS.c.line.is_not(None)
+IS_TOLD = exists().where(SESSIONS.c.id == TURNS.c.session_id, SESSIONS.c.content_removed_to < TURNS.c.number)
+UNANSWERED = TURNS.c.state.in_((TurnState.FAILED, TurnState.CANCELLED)) & TURNS.c.line.is_not(None) & IS_TOLD
+"""Those whose prompt is there still: retention may have removed what was said."""
 KEPT = ("model", "fallbacks", "options", "batch_id", "line", "custom_id", "rescues", "streams")
 """What a turn has of the one whose prompt it sends again."""
 

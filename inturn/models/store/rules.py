@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, and_, exists, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, and_, exists, literal_column, not_, or_, select
 
 from inturn.models.clock import now
-from inturn.models.states import Retention, SessionState
+from inturn.models.states import Kept, Retention, SessionState
 from inturn.models.store.selecting import has_label, has_work, is_like
 from inturn.models.tables import SCHEDULES, SESSIONS
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """When sessions are removed. Of several rules that would cover a session, the first does.
+    """When sessions are removed, or what was said in them. Of several rules that would cover a session, the first does.
 
     Attributes:
         name: what receipts call it.
@@ -24,6 +24,7 @@ class Rule:
         idle_seconds, age_seconds: due after so long without activity, or since it was made, or imported.
         more_than: due, but for so many that were active last.
         archive: where transcripts are written to before; empty: nowhere.
+        keep: what is left of a session; ``metadata``: only what was said is removed, once until more is said.
         own: it covers sessions with an idle time of their own (and goes by that, if it has none itself).
     """
 
@@ -36,6 +37,7 @@ class Rule:
     age_seconds: float | None = None
     more_than: int | None = None
     archive: str = ""
+    keep: Kept = Kept.NOTHING
     own: bool = False
 
     def matches(self, dialect: str) -> ColumnElement[bool]:
@@ -77,7 +79,8 @@ def is_kept() -> ColumnElement[bool]:
 
 
 def due(db: Connection, rules: Sequence[Rule], rule: Rule) -> ColumnElement[bool] | None:
-    """The sessions that a rule would remove now: covered, over its limits, and ``removable``.
+    """The sessions that a rule would remove now: covered, over its limits, and ``removable``. Where it keeps metadata, those
+    without content are none of them, nor do they count as any of those that stay.
 
     Returns: None, if it never removes any.
     """
@@ -90,6 +93,8 @@ def due(db: Connection, rules: Sequence[Rule], rule: Rule) -> ColumnElement[bool
     if rule.age_seconds is not None:
         over.append(is_older(rule.age_seconds))
     mine = covered(dialect, rules, rule)
+    if rule.keep is Kept.METADATA:
+        mine = and_(mine, has_content())
     if rule.more_than is not None and (last := _last_to_stay(db, mine, rule.more_than)) is not None:
         over.append(last)
     return and_(or_(*over), mine, removable()) if over else None
@@ -129,6 +134,17 @@ def removable() -> ColumnElement[bool]:
         SCHEDULES.c.session_key == SESSIONS.c.key, SCHEDULES.c.new_session.is_(False), SCHEDULES.c.next_at.is_not(None)
     )
     return and_(SESSIONS.c.held.is_(False), SESSIONS.c.state == SessionState.ACTIVE, ~has_work(), ~scheduled)
+
+
+def has_content() -> ColumnElement[bool]:
+    """Whether something was said in it that is there still, or it was never looked at: ``CONTENT_IS_LEFT`` term by term, as
+    only so it is plain to both databases that the indexes on it have them all.
+    """
+    return or_(
+        SESSIONS.c.content_removed_at.is_(None),
+        SESSIONS.c.next_turn > SESSIONS.c.content_removed_to + literal_column("1"),
+        SESSIONS.c.system_turn.is_not(None),
+    )
 
 
 def order_of(rule: Rule) -> tuple[ColumnElement[object], ...]:

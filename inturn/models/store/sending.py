@@ -19,7 +19,7 @@ from inturn.models.errors import (
 from inturn.models.states import UNFINISHED, Lane, Role, SessionState, TurnState
 from inturn.models.store.opening import PROMPT, say
 from inturn.models.store.overtaking import BLANK_LINE, Joined, Prompted, interrupt, join, with_joined
-from inturn.models.store.reading import TurnRecord, columns, find_turn
+from inturn.models.store.reading import NOT_OF_TURNS, TurnRecord, columns, find_turn
 from inturn.models.store.waking import Ready, list_ready, make_ready
 from inturn.models.tables import LEASES, MESSAGES, SESSIONS, TURNS
 
@@ -59,7 +59,6 @@ LOCK_LEASE = (
     .where(LEASES.c.session_id == bindparam("session"))
     .with_for_update()
 )
-NOT_OF_TURNS = ("key", "prompt", "prompt_data", "not_before")
 ACCEPT = insert(TURNS).values(created_at=now()).returning(*columns(TURNS, TurnRecord, but=NOT_OF_TURNS))
 WAKE = (
     update(LEASES)
@@ -173,18 +172,18 @@ def _sent_before(db: Connection, new: NewTurn) -> Sent | None:
     locked = db.execute(LOCK_SESSION, new.session).scalar()
     if locked is None:
         raise SessionNotFoundError(new.key)
+    its_own = (MESSAGES.c.session_id == TURNS.c.session_id) & (MESSAGES.c.turn_number == TURNS.c.number)
     row = db.execute(
         select(TURNS.c.number, MESSAGES.c.content, MESSAGES.c.data)
-        .join(MESSAGES, (MESSAGES.c.session_id == TURNS.c.session_id) & (MESSAGES.c.turn_number == TURNS.c.number))
-        .where(
-            TURNS.c.session_id == locked,
-            TURNS.c.idempotency_key == new.idempotency_key,
-            MESSAGES.c.position == PROMPT,
-        )
+        .outerjoin(MESSAGES, its_own & (MESSAGES.c.position == PROMPT))
+        .where(TURNS.c.session_id == locked, TURNS.c.idempotency_key == new.idempotency_key)
     ).one_or_none()
     if row is None:
         return None
-    if not _is_said(db, locked, row.number, (row.content, row.data), (storable(new.prompt), new.data)):
+    # Where the prompt was removed, nobody can tell any more whether this is another one; sending it twice would be worse.
+    if row.content is not None and not _is_said(
+        db, locked, row.number, (row.content, row.data), (storable(new.prompt), new.data)
+    ):
         raise IdempotencyConflictError(new.key, new.idempotency_key)
     turn = find_turn(db, locked, row.number)
     return Sent(turn, turn.lane, hint=False)
@@ -238,8 +237,9 @@ def _store(db: Connection, new: NewTurn) -> Sent:
     lane, hint = _wake(db, row.id, lease, new.lane, ready_at, is_lowest=is_lowest)
     not_before = ready_at if ready_at > lease.present else None
     turn = TurnRecord(
-        **accepted._mapping, key=new.key, prompt=joined.prompt, prompt_data=joined.data, not_before=not_before
-    )
+        **accepted._mapping, key=new.key, prompt=joined.prompt, prompt_data=joined.data, not_before=not_before,
+        content_removed_at=None,
+    )  # fmt: skip
     return Sent(turn, lane, hint, interrupted)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, insert, select
 
 from inturn.models.clock import now
 from inturn.models.database import Database
-from inturn.models.errors import SessionNotFoundError, UnfinishedTurnsError
+from inturn.models.errors import ContentRemovedError, SessionNotFoundError, UnfinishedTurnsError
 from inturn.models.states import Lane, SessionState
 from inturn.models.store.forking import found, last_turn, system_turn, under
 from inturn.models.store.loading import load, written
@@ -21,7 +21,7 @@ from inturn.models.tables import LEASES, MESSAGES, SESSIONS, TURNS
 
 OF_SESSION = (
     "model", "fallbacks", "options", "labels", "context_turns", "context_tokens", "overflow", "tools", "retention",
-    "retention_seconds", "halts", "created_at",
+    "retention_seconds", "halts", "created_at", "content_removed_at", "content_removed_to",
 )  # fmt: skip
 OF_TURN = (
     "number", "state", "lane", "model", "fallbacks", "system_turn", "options", "attempts", "rounds", "steps", "cuts",
@@ -72,6 +72,7 @@ def transcript(database: Database, session_id: int, key: str) -> Transcript:
 
     Raises:
         SessionNotFoundError: it was deleted; also while the turns are read.
+        ContentRemovedError: while the turns are read, retention removes what was said in them.
     """
     with database.snapshot() as db:
         original = found(db, session_id, key)
@@ -86,7 +87,8 @@ def transcripts(db: Connection, session_ids: Collection[int]) -> Iterator[tuple[
     Raises:
         UnfinishedTurnsError: a turn has no end yet, so there is no whole transcript.
     """
-    wanted = select(SESSIONS.c.id, SESSIONS.c.key, SESSIONS.c.next_turn, SESSIONS.c.system_turn)
+    names = ("id", "key", "next_turn", "system_turn", "content_removed_to")
+    wanted = select(*(SESSIONS.c[name] for name in names))
     for some in batched(sorted(session_ids), PAGE):
         for original in db.execute(wanted.where(SESSIONS.c.id.in_(some)).order_by(SESSIONS.c.id)).all():
             last = last_turn(db, original, original.key, None)
@@ -117,12 +119,13 @@ def _transcript(db: Connection, original: Any, key: str, last: int, reading: Rea
     head = db.execute(select(*(SESSIONS.c[name] for name in OF_SESSION)).where(SESSIONS.c.id == original.id))
     ahead = _messages(db, original.id, last, last + 1).get(last + 1, []) if system == last + 1 else []
     waiting = ahead[0] if ahead else None
+    removed_to = original.content_removed_to
     return Transcript(
-        dict(head.mappings().one()), last, system, waiting, lambda: _turns(reading, original.id, key, last)
+        dict(head.mappings().one()), last, system, waiting, lambda: _turns(reading, original.id, key, last, removed_to)
     )
 
 
-def _turns(reading: Reading, session_id: int, key: str, last: int) -> Iterator[dict[str, Any]]:
+def _turns(reading: Reading, session_id: int, key: str, last: int, removed_to: int) -> Iterator[dict[str, Any]]:
     for after in range(0, last, PAGE):
         upto = min(after + PAGE, last)
         wanted = select(*(TURNS.c[name] for name in OF_TURN)).where(
@@ -134,8 +137,11 @@ def _turns(reading: Reading, session_id: int, key: str, last: int) -> Iterator[d
         if len(turns) < upto - after:
             raise SessionNotFoundError(key)  # somebody deletes it
         for turn in turns:
-            later = turn["merged_into"] is not None and turn["merged_into"] > last
-            yield turn | {"merged_into": None if later else turn["merged_into"], "messages": said[turn["number"]]}
+            number, merged_into = turn["number"], turn["merged_into"]
+            if number > removed_to and number not in said:
+                raise ContentRemovedError(f"{session_id}.{number}", datetime.now(UTC))
+            later = merged_into is not None and merged_into > last
+            yield turn | {"merged_into": None if later else merged_into, "messages": said.get(number, [])}
 
 
 def _messages(db: Connection, session_id: int, after: int, upto: int) -> dict[int, list[dict[str, Any]]]:
