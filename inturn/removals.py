@@ -40,7 +40,7 @@ class Removals(ABC):
         on_progress: Progress = lambda done, total: None,
         on_removal: Told = lambda removal: None,
     ) -> list[RemovalSum]:
-        """Remove now what the rules of retention say, whole sessions or (``kept``) only what was said in them; with ``dry_run``,
+        """Remove now what the rules of retention say, whole sessions or (``kept``) only what was said; with ``dry_run``,
         only add it up (``list_due`` lists it).
 
         Args:
