@@ -161,7 +161,7 @@ class Cleanup:
     def _pace(self) -> Pace:
         if not self.is_paced:
             return Pace(FIRST)
-        return Pace(FIRST, PACED_SECONDS, lambda: SHARE_OF_TIME if retention.is_in_use(self.database) else SHARE_ALONE)
+        return Pace(FIRST, PACED_SECONDS, lambda: share_of_time(self.database))
 
     def _check_share(self, counts: dict[str, int], total: int) -> None:
         if self.share is None or total <= FEW:
@@ -172,6 +172,11 @@ class Cleanup:
             error = RemovalShareError(total, there, self.share, largest)
             receipts.begin_run(self.database, ALL_RULES, self.asked_by, str(error))
             raise error
+
+
+def share_of_time(database: Database) -> float:
+    """How much of the time a paced cleanup works now."""
+    return SHARE_OF_TIME if retention.is_in_use(database) else SHARE_ALONE
 
 
 def caller() -> str:
