@@ -162,7 +162,7 @@ class Cleanup:
     def _pace(self) -> Pace:
         if not self.is_paced:
             return Pace(FIRST)
-        return Pace(FIRST, PACED_SECONDS, lambda: SHARE_OF_TIME if retention.is_in_use(self.database) else SHARE_ALONE)
+        return Pace(FIRST, PACED_SECONDS, lambda: share_of_time(self.database))
 
     def _check_share(self, counts: dict[str, int]) -> None:
         """Of all sessions; and of those with content, what is to lose it: where most have lost theirs already, what is left
@@ -187,6 +187,11 @@ class Cleanup:
 def remover(rule: Rule) -> Callable[..., list[Removal]]:
     """What removes a chunk of what is due by a rule: whole sessions, or what was said in them."""
     return stripping.strip_due if rule.keep is Kept.METADATA else retention.remove_due
+
+
+def share_of_time(database: Database) -> float:
+    """How much of the time a paced cleanup works now."""
+    return SHARE_OF_TIME if retention.is_in_use(database) else SHARE_ALONE
 
 
 def caller() -> str:

@@ -11,8 +11,9 @@ from inturn.models.content import checked_labels, checked_lane, checked_session_
 from inturn.models.cron import Cron
 from inturn.models.errors import DeliveryNotFoundError
 from inturn.models.states import DeliveryState, ProcessKind
-from inturn.models.store import budgets, holding, lanes, moments, reading, receipts, retention, usage, webhooks
+from inturn.models.store import budgets, expiry, holding, lanes, moments, reading, receipts, retention, usage, webhooks
 from inturn.models.store.budgets import Standing
+from inturn.models.store.expiry import Expiry
 from inturn.models.store.holding import PastHold
 from inturn.models.store.lanes import LaneInfo
 from inturn.models.store.outlook import Outlook, outlook
@@ -50,6 +51,18 @@ class RuleInfo:
     due: int
     cron: Cron | None
     next_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiryInfo:
+    """What expires besides sessions, and what it comes to now.
+
+    Attributes:
+        due: how many rows the next cleanup removes.
+    """
+
+    expiry: Expiry
+    due: int
 
 
 class Operations(ABC):
@@ -130,6 +143,13 @@ class Operations(ABC):
             return RuleInfo(rule, sessions, due or 0, crons.get(rule.name), next_at)
 
         return [described(rule) for rule in rules]
+
+    def list_expiries(self) -> list[ExpiryInfo]:
+        """What expires besides sessions, each after a time of its own, with how many rows are due now: ``cleanup`` removes
+        them as well, unless it is asked for ``older_than``.
+        """
+        database = self.connections.database
+        return [ExpiryInfo(each, expiry.count_due(database, each)) for each in self.settings.expiries()]
 
     def _moments(self) -> dict[str, datetime]:
         with self.connections.database.reading() as db:

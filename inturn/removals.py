@@ -6,6 +6,7 @@ from contextlib import closing
 from datetime import timedelta
 
 from inturn.cleaning import Cleanup, Progress, caller
+from inturn.clearance import Clearance
 from inturn.connections import Connections
 from inturn.models.content import checked_labels, checked_pattern
 from inturn.models.errors import InturnError, InvalidInputError
@@ -40,8 +41,9 @@ class Removals(ABC):
         on_progress: Progress = lambda done, total: None,
         on_removal: Told = lambda removal: None,
     ) -> list[RemovalSum]:
-        """Remove now what the rules of retention say, whole sessions or (``kept``) only what was said; with ``dry_run``,
-        only add it up (``list_due`` lists it).
+        """Remove now what the rules of retention say, whole sessions or (``kept``) only what was said, and what else expired
+        (``list_expiries``). A SQLite file gives the space back. With ``dry_run``, only add up the sessions (``list_due``
+        lists them).
 
         Args:
             older_than: instead of all rules, those that keep or archive among them: every session that was idle for so long,
@@ -68,8 +70,16 @@ class Removals(ABC):
             if sums:
                 many = sum(one.sessions for one in sums.values())
                 error.add_note(f"{many:,} sessions were removed all the same: `inturn retention history` says which")
+            if not dry_run:
+                self._clear(older_than)
             raise
+        if not dry_run:
+            self._clear(older_than)
         return list(sums.values())
+
+    def _clear(self, older_than: timedelta | None) -> None:
+        expiries = self.settings.expiries() if older_than is None else []
+        Clearance(self.connections.database, expiries, caller()).run()
 
     def list_due(self, *, older_than: timedelta | None = None) -> Iterator[Removal]:
         """The sessions that ``cleanup`` would remove now, rule by rule, page by page.

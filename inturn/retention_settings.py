@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from inturn.models.store.rules import Rule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
-RESERVED = ("default", "own", "older-than", "erasure", "discard")
+EXPIRING = {
+    "batches": "batch_days",
+    "unread-batches": "unread_batch_days",
+    "deliveries": "delivery_days",
+    "spending": "spending_days",
+    "receipts": "receipt_days",
+}
+"""What expires besides sessions, as receipts call it, and the setting that says when."""
+TICK_DAYS = 30
+"""The same of ``ticks``. The last one of each stays, and nothing is decided by those before."""
+RESERVED = ("default", "own", "older-than", "erasure", "discard", "ticks", *EXPIRING)
 """What receipts call removals that no configured rule asked for."""
 DAY_SECONDS = 86400.0
 

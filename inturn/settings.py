@@ -25,15 +25,17 @@ from inturn.models.errors import SettingsError
 from inturn.origins import ENVIRONMENT_PREFIX, PROJECT_FILE, layers_of, origin_of, read_toml, user_file
 from inturn.provider_settings import VENDORS, Positive, Vendor
 from inturn.provider_settings import ProviderSettings as ProviderSettings  # who reads settings finds them all here
-from inturn.retention_settings import DAY_SECONDS, RetentionSettings, checked_rules
+from inturn.retention_settings import DAY_SECONDS, EXPIRING, TICK_DAYS, RetentionSettings, checked_rules
 from inturn.urls import MASK, broker_or_none, masked_url, normalised_broker, normalised_database
 from inturn.webhook_settings import WebhookSettings, checked_names
 
 if TYPE_CHECKING:
+    from inturn.models.store.expiry import Expiry
     from inturn.models.store.rules import Rule
     from inturn.models.store.webhooks import Hook
 
 Count = Annotated[int, Field(ge=1)]
+KeptDays = Annotated[float, Field(gt=0, le=365_000)]
 
 PAID = "a stopping worker would throw away a reply that is paid for"
 RULES: dict[str, Callable[[float, float], bool]] = {
@@ -52,6 +54,7 @@ PAIRS = (
     ("cancel_poll_seconds", "must not be above", "heartbeat_seconds", "a cancelled call would go on for too long"),
     ("max_ambiguous_attempts", "must not be above", "max_attempts", "the calls it counts are among them"),
     ("retry_base_seconds", "must not be above", "retry_cap_seconds", "waits grow from the one to the other"),
+    ("batch_days", "must not be above", "unread_batch_days", "what nobody has read would be the first to go"),
     ("attempt_deadline_seconds", "must be below", "shutdown_grace_seconds", PAID),
 )
 
@@ -87,16 +90,18 @@ class Settings(BaseSettings):
     max_ambiguous_attempts: Count = Field(2, description="Calls per turn that may have been paid for. Default 2.")
     max_rescues: Count = Field(3, description="How often a turn is taken over from a dead worker. Default 3.")
     context_turns: Count = Field(20, description="Earlier turns that a model is shown. Default 20.")
-    retention_days: Annotated[float, Field(gt=0, le=365_000)] = Field(
-        30, description="Idle days after which a session is removed. Default 30."
-    )
+    retention_days: KeptDays = Field(30, description="Idle days after which a session is removed. Default 30.")
     retention: list[RetentionSettings] = Field([], description="Rules ahead of that, for some sessions. Default none.")
     max_removal_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="Share of all sessions that a cleanup removes at once without asking. Default 0.5."
     )
-    receipt_days: Annotated[float, Field(gt=0, le=365_000)] = Field(
-        3650, description="Days for which receipts of removals are kept. Default 3650."
+    receipt_days: KeptDays = Field(3650, description="Days for which receipts of removals are kept. Default 3650.")
+    batch_days: KeptDays = Field(90, description="Days for which a batch is kept once it was read. Default 90.")
+    unread_batch_days: KeptDays = Field(
+        365, description="Days for which a batch that is over is kept if nobody reads it. Default 365."
     )
+    delivery_days: KeptDays = Field(30, description="Days for which deliveries of webhooks are logged. Default 30.")
+    spending_days: KeptDays = Field(30, description="Days for which spending per day is kept. Default 30.")
     cleanup_interval_seconds: Positive = Field(3600, description="How often beat cleans up. Default 3600.")
     cleanup_chunk: Count = Field(1000, description="Sessions removed per transaction, at most. Default 1000.")
     concurrency: Count = Field(1000, description="Sessions that one worker process serves at once. Default 1000.")
@@ -225,6 +230,13 @@ class Settings(BaseSettings):
     def crons(self) -> dict[str, Cron]:
         """The rules that are carried out at moments of their own, by name."""
         return {each.name: cron for each in self.retention if (cron := each.moments()) is not None}
+
+    def expiries(self) -> "list[Expiry]":
+        """What expires besides sessions, as the store knows it."""
+        from inturn.models.store.expiry import Expiry  # brings SQLAlchemy
+
+        days = {name: getattr(self, setting) for name, setting in EXPIRING.items()} | {"ticks": TICK_DAYS}
+        return [Expiry(name, each * DAY_SECONDS) for name, each in days.items()]
 
     def hooks(self) -> "list[Hook]":
         """The webhooks, as the store knows them."""

@@ -95,6 +95,7 @@ class Client:
     list_due = paged(sync.Client.list_due)
     list_rules = wrapped(sync.Client.list_rules)
     outlook = wrapped(sync.Client.outlook)
+    list_expiries = wrapped(sync.Client.list_expiries)
     list_removal_runs = paged(sync.Client.list_removal_runs)
     list_receipts = wrapped(sync.Client.list_receipts)
     list_past_holds = wrapped(sync.Client.list_past_holds)

@@ -48,7 +48,9 @@ COMMANDS: dict[str, Door] = {
     "worker": Door("Run", "inturn.cli.worker:worker", "Run a worker, which answers turns."),
     "beat": Door("Run", "inturn.cli.beat:beat", "Run the timetable: schedules, cleanup and sweep."),
     "lane": Door("Look after", "inturn.cli.lane:lane", "List, pause and resume lanes."),
-    "cleanup": Door("Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over."),
+    "cleanup": Door(
+        "Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over, and what else expired."
+    ),
     "retention": Door(
         "Look after",
         "inturn.cli.retention:retention",

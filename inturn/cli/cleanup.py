@@ -16,6 +16,7 @@ from inturn.models.states import Kept
 
 if TYPE_CHECKING:
     from inturn.client import Removal, RemovalSum
+    from inturn.operations import ExpiryInfo
 
 BAR_FROM_SESSIONS = 100
 CONTENT = "content"
@@ -27,21 +28,25 @@ CONTENT = "content"
     "--older-than", type=span, metavar="30d", help="Instead of all rules: every session that was idle for so long."
 )
 @click.option("--yes", is_flag=True, help="Do not ask, however many they are.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per session.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object per session; then one per kind of rows that expired."
+)
 @pass_invocation
 def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None, yes: bool, as_json: bool) -> None:
-    """Remove sessions whose retention is over.
+    """Remove sessions whose retention is over, and what else expired.
 
     Or only what was said in them, where their rule keeps metadata. All rules are carried out at once. What is held, or has
     turns queued or running, stays, and with --older-than what was made to be kept for ever. Beat does the same on its own:
-    once an hour, and by rules that have a cron when that says so. `inturn retention show` lists the rules, and `inturn
-    retention history` what was removed.
+    once an hour, and by rules that have a cron when that says so. A SQLite file gives the space back. `inturn retention
+    show` lists the rules and what else expires, and `inturn retention history` what was removed.
     """
     how: dict[str, Any] = {"older_than": older_than}
     with invocation.client() as client:
+        expired = client.list_expiries() if older_than is None else []
         if dry_run or not yes:
             if dry_run:
                 print_due(client.list_due(**how), "would be removed", as_json)
+                print_expired(expired, "would go", as_json)
                 return
             due = client.cleanup(dry_run=True, **how)
             if due and not render.ask(f"Remove {in_all(due)} for good? (--dry-run lists them)"):
@@ -49,6 +54,18 @@ def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None,
         with bar("removing sessions", BAR_FROM_SESSIONS) as progress:
             removed = client.cleanup(any_share=True, on_progress=progress, on_removal=teller(as_json), **how)
     print_sums(removed, "removed", as_json)
+    print_expired(expired, "are gone", as_json)
+
+
+def print_expired(expiries: "Sequence[ExpiryInfo]", becomes: str, as_json: bool) -> None:
+    """Of what is no session, how many rows went, or would go."""
+    found = [one for one in expiries if one.due]
+    if as_json:
+        for one in found:
+            render.json_line({"rule": one.expiry.name, "rows": one.due})
+    elif found:
+        said = ", ".join(f"{render.counted(one.due, 'row')} of {one.expiry.name}" for one in found)
+        render.talk(f"besides, {said} {becomes}: `inturn retention show` says after how long")
 
 
 def in_all(sums: "Sequence[RemovalSum]") -> str:

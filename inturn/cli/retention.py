@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from inturn.models.store.outlook import Outlook
     from inturn.models.store.receipts import Run
     from inturn.models.store.rules import Rule
-    from inturn.operations import RuleInfo
+    from inturn.operations import ExpiryInfo, RuleInfo
 
 
 @click.group()
@@ -29,22 +29,25 @@ def retention() -> None:
     """Show the rules of retention, test a session, and read receipts of removals.
 
     Rules are [[retention]] in inturn.toml. The first that covers a session counts; sessions with a time of their own go
-    by that, and what no rule covers goes by retention_days.
+    by that, and what no rule covers goes by retention_days. What is no session expires by settings of its own.
     """
 
 
 @retention.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per rule.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per rule; then one per kind that expires.")
 @pass_invocation
 def show(invocation: Invocation, as_json: bool) -> None:
-    """List the rules in their order: how many sessions each covers, how many are due, and when it is carried out next."""
+    """List the rules in their order: how many sessions each covers, how many are due, and when it is carried out next.
+
+    Then what else expires, with how many rows are due.
+    """
     with invocation.client() as client:
-        rules = client.list_rules()
+        rules, expiries = client.list_rules(), client.list_expiries()
         if as_json:
-            for one in rules:
-                render.json_line(record(one))
+            for told in (*map(record, rules), *map(of_expiry, expiries)):
+                render.json_line(told)
             return
-        rows = [
+        rows: list[tuple[object, ...]] = [
             (
                 it.rule.name,
                 covers(it.rule),
@@ -58,6 +61,9 @@ def show(invocation: Invocation, as_json: bool) -> None:
             )
             for it in rules
         ]
+        for it in expiries:
+            after = f"after {shown_span(timedelta(seconds=it.expiry.seconds))}"
+            rows.append((it.expiry.name, it.expiry.covers, after, None, it.due, None, None, "", ""))
         columns = ["rule", "covers", "removed", "sessions", "due", "next", "cron", "archive", "what"]
         render.table(columns, rows, empty="there are no rules", gives_way=["archive", "covers", "cron"])
         due = sum(one.due for one in rules)
@@ -71,6 +77,11 @@ def record(one: "RuleInfo") -> dict[str, Any]:
     cron, time_zone = (one.cron.expression, one.cron.timezone) if one.cron else (None, None)
     now = {"sessions": one.sessions, "due": one.due, "cron": cron, "time_zone": time_zone, "next_at": one.next_at}
     return asdict(one.rule) | now
+
+
+def of_expiry(one: "ExpiryInfo") -> dict[str, Any]:
+    """The same of what is no session."""
+    return asdict(one.expiry) | {"covers": one.expiry.covers, "due": one.due}
 
 
 def covers(rule: "Rule") -> str:
@@ -201,17 +212,33 @@ def history(invocation: Invocation, session_id: str | None, limit: int, as_json:
         render.table(["held", "by", "released", "by", "reason"], past, empty="", gives_way=["reason"])
 
 
+RUN_COLUMNS = ("began_at", "rule", "asked_by", "sessions", "messages", "bytes", "rows")
+
+
 def print_runs(runs: "list[Run]", as_json: bool) -> None:
     if as_json:
         for run in runs:
             render.json_line(asdict(run))
         return
-    columns = ["began", "rule", "asked by", "sessions", "messages", "bytes", "archive", "ended", "what"]
+    columns = ["began", "rule", "asked by", "sessions", "messages", "bytes", "other rows", "archive", "ended", "what"]
     rows = [
-        (it.began_at, it.rule, it.asked_by, it.sessions, it.messages, it.bytes, it.archive, ended(it), what(it.kept))
+        (
+            it.began_at,
+            it.rule,
+            it.asked_by,
+            it.sessions,
+            it.messages,
+            it.bytes,
+            it.rows,
+            it.archive,
+            ended(it),
+            what(it.kept),
+        )
         for it in runs
     ]
-    render.table(columns, rows, empty="no cleanup has removed anything", gives_way=["archive", "messages", "bytes"])
+    render.table(
+        columns, rows, empty="no cleanup has removed anything", gives_way=["archive", "messages", "other rows", "bytes"]
+    )
     for sentence in failures(runs):
         render.talk(sentence)
 

@@ -110,6 +110,12 @@ class WebhookDeliveryRow(Row, table=True):
             postgresql_where=text("state = 'failed'"),
             sqlite_where=text("state = 'failed'"),
         ),
+        Index(
+            "ix_webhook_deliveries_finished",
+            "finished_at",
+            postgresql_where=text("finished_at IS NOT NULL"),
+            sqlite_where=text("finished_at IS NOT NULL"),
+        ),
         {"sqlite_autoincrement": True},
     )
 
@@ -248,7 +254,7 @@ class WorkerProcessRow(Row, table=True):
 
 
 class RemovalRunRow(Row, table=True):
-    """One rule's part of a cleanup: for whom it was, and what it removed."""
+    """One rule's part of a cleanup, or one kind's of what expires: for whom it was, and what it removed."""
 
     __tablename__ = "removal_runs"
     __table_args__ = (one_of("kept", Kept), {"sqlite_autoincrement": True})
@@ -265,6 +271,8 @@ class RemovalRunRow(Row, table=True):
     turns: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     messages: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     bytes: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    rows: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    """What it removed that are no sessions; ``rule`` says what."""
     archive: str | None = Field(default=None, sa_type=Text)
     """Where what it removed was written to before; null: nowhere, or it did not get to its end."""
     checksum: str | None = Field(default=None, max_length=64)

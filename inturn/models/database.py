@@ -44,6 +44,8 @@ LOOK_SECONDS = (0.0002, 0.0005)
 """Between two looks whether another process has finished writing to a SQLite file."""
 GAP_SECONDS = 0.0006
 """Between two writes of one process to a SQLite file: who looks meanwhile gets in."""
+WAL_BYTES = 16 * 1024 * 1024
+"""A WAL that has grown beyond it, as during a backup or a long read, is cut when it begins anew. Usual are 4 MB."""
 WAL_RESET_BACKPORTS = ((3, 44, 6), (3, 50, 7))
 CONNECT_TIMEOUT_SECONDS = 5
 REST_SECONDS = 1.0
@@ -239,6 +241,7 @@ def prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
         "synchronous=FULL",
         "foreign_keys=ON",
         "secure_delete=ON",
+        f"journal_size_limit={WAL_BYTES}",
         f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
     ):
         connection.execute(f"PRAGMA {pragma}").close()

@@ -16,18 +16,19 @@ from sqlalchemy import Connection
 
 from inturn import __version__
 from inturn.cleaning import Cleanup
+from inturn.clearance import Clearance
 from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.failpoints import reached
 from inturn.models.states import Lane, ProcessKind
-from inturn.models.store import moments, presence, receipts, retention, sweeping, tending, waking, webhooks
+from inturn.models.store import moments, presence, retention, sweeping, tending, waking
 from inturn.models.store.sweeping import Caps, CutOff, Rescued
 from inturn.models.store.waking import Ready
-from inturn.retention_settings import DAY_SECONDS
 from inturn.settings import Settings
+from inturn.workers.app import broker_url
 from inturn.workers.meter import Meter
 from inturn.workers.processes import ProcessIdentity
-from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS
+from inturn.workers.queues import REMOVE_EXPIRED_SESSIONS, forget_mailboxes
 
 logger = logging.getLogger(__name__)
 
@@ -290,12 +291,12 @@ def scheduled_cleanup(database: Database, settings: Settings, meter: Meter) -> N
     with database.reading() as db:
         slot = int(sweeping.database_time(db) // settings.cleanup_interval_seconds)
     if database.transact(lambda db: presence.tick(db, REMOVE_EXPIRED_SESSIONS, slot)):
-        while database.transact(lambda db: webhooks.remove_old(db, settings.retention_days * DAY_SECONDS)):
-            pass
-        while receipts.forget_receipts(database, settings.receipt_days * DAY_SECONDS):
-            pass
         crons = settings.crons()
-        _clean_up(database, settings, [rule.name for rule in settings.rules() if rule.name not in crons], meter)
+        try:
+            _clean_up(database, settings, [rule.name for rule in settings.rules() if rule.name not in crons], meter)
+        finally:
+            Clearance(database, settings.expiries(), BEAT, is_paced=True).run()
+            forget_mailboxes(broker_url(settings))
 
 
 def timed_cleanup(database: Database, settings: Settings, meter: Meter) -> None:

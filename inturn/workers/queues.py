@@ -17,6 +17,8 @@ inturn:limit:<provider>      hash     when its next call is due (``limits.lua``)
 inturn:limit:<provider>:...  sorted   ``slots``, ``chat``: turns with a moment reserved;          expiry, once nobody calls
                              sets     ``flight``: with a call under way
 inturn:cool:<model>          string   there while all workers are to leave the model alone (429)  expiry
+_kombu...celery.pidbox       set      hosts that had workers, Celery's; of those that were killed,  each cleanup: who is
+                                      too, for ever                                               alive joins it again
 _kombu.*, unacked*, *.pidbox various  Celery's own bookkeeping                                    Celery
 ===========================  =======  ==========================================================  =====================
 
@@ -42,6 +44,7 @@ SEND_MESSAGE = "inturn.send_message"
 REMOVE_EXPIRED_SESSIONS = "inturn.remove_expired_sessions"
 CARRY_OUT_RULES = "inturn.carry_out_rules"
 CANCELS = "inturn:cancels"
+MAILBOXES = "_kombu.binding.celery.pidbox"
 
 BROKER_TIMEOUT_SECONDS = 1.0
 """The longest that a producer waits for Redis, to connect and to be answered."""
@@ -150,6 +153,17 @@ def queued(broker: redis.Redis, lane: Lane) -> int | None:
         logger.info("action=queue_not_read lane=%s reason=%s", lane, error)
         return None
     return int(length)
+
+
+def forget_mailboxes(broker_url: str) -> None:
+    """Of workers that were killed. Remote control goes through a channel, so nobody misses anything until those who are
+    alive have signed on again. Raises nothing where Redis does not answer: the next cleanup is soon.
+    """
+    try:
+        with connect(broker_url) as client:
+            client.delete(MAILBOXES)
+    except (redis.RedisError, OSError) as error:
+        logger.info("action=mailboxes_not_forgotten reason=%s", error)
 
 
 def about(broker_url: str) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import pytest
 
 from inturn.models.errors import SessionHeldError, SessionNotFoundError
-from inturn.models.store import forking, holding, reading, receipts, retention
+from inturn.models.pace import Pace
+from inturn.models.store import expiry, forking, holding, reading, retention
+from inturn.models.store.expiry import Expiry
 from inturn.models.store.holding import Hold
 from inturn.models.tables import SESSIONS
 from tests.integration.stores import Store, meet
@@ -54,9 +56,9 @@ def test_when_its_session_goes_the_reason_goes_and_the_rest_stays(store: Store):
     (gone,), (there,) = (holding.list_past(store.database, key) for key in ("s", "other"))
     assert (gone.reason, gone.held_by, gone.released_by) == (None, "ann@host", "bob@host")
     assert there.reason == "claim 4711"
-    receipts.forget_receipts(store.database, 3600)
+    assert expiry.remove(store.database, Expiry("receipts", 3600), 0, Pace(50)) == 0
     assert holding.list_past(store.database, "s")
-    receipts.forget_receipts(store.database, -3600)
+    assert expiry.remove(store.database, Expiry("receipts", -3600), 0, Pace(50)) == 2
     assert not holding.list_past(store.database, "s")
 
 

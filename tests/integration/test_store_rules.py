@@ -18,8 +18,10 @@ from inturn.cleaning import ALL_RULES, FEW, Cleanup
 from inturn.models.clock import now
 from inturn.models.cron import checked_cron
 from inturn.models.errors import ArchiveError, RemovalShareError, SessionNotFoundError
+from inturn.models.pace import Pace
 from inturn.models.states import Retention, SessionState
-from inturn.models.store import forking, opening, reading, receipts, retention, schedules
+from inturn.models.store import expiry, forking, opening, reading, receipts, retention, schedules
+from inturn.models.store.expiry import Expiry
 from inturn.models.store.outlook import outlook
 from inturn.models.store.receipts import Removal
 from inturn.models.store.rules import OWN, Rule, default_rule, older_than
@@ -227,9 +229,8 @@ def test_receipts_say_what_went_by_which_rule_and_for_whom(store: Store, tmp_pat
     assert (receipt.rule, receipt.turns, receipt.messages, receipt.run) == ("drafts", 1, 2, run)
     with store.database.reading() as db:
         assert "CANARY" not in repr(db.execute(select(REMOVALS)).all()) + repr(run)
-    assert receipts.forget_receipts(store.database, DAY) == 0
-    assert receipts.forget_receipts(store.database, -DAY) == 3
-    assert receipts.forget_receipts(store.database, -DAY) == 0
+    for seconds, counts in ((DAY, 0), (-DAY, 3), (-DAY, 0)):
+        assert expiry.remove(store.database, Expiry("receipts", seconds), 0, Pace(2)) == counts
     assert receipts.list_runs(store.database) == []
 
 

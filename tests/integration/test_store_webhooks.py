@@ -10,8 +10,10 @@ from sqlalchemy import insert, update
 
 from inturn.models.clock import now
 from inturn.models.errors import DeliveryNotFoundError
+from inturn.models.pace import Pace
 from inturn.models.states import BatchState, DeliveryState, TurnState
-from inturn.models.store import webhooks
+from inturn.models.store import expiry, webhooks
+from inturn.models.store.expiry import Expiry
 from inturn.models.store.sweeping import Caps, rescue_expired
 from inturn.models.store.webhooks import Hook, Outcome, WebhookDelivery
 from inturn.models.store.working import Settlement
@@ -260,8 +262,7 @@ def test_the_backlog(store: Store) -> None:
     assert webhooks.backlog(store.database, 3600) == webhooks.Backlog(1, {"failures": 3, "turns": 4})
 
 
-def test_old_ones_are_removed_and_what_waits_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhooks, "REMOVED_AT_ONCE", 2)
+def test_old_ones_are_removed_and_what_waits_is_kept(store: Store) -> None:
     for number in range(5):
         announce(store, f"1.{number}")
     for one in take(store, limit=4):
@@ -269,5 +270,16 @@ def test_old_ones_are_removed_and_what_waits_is_kept(store: Store, monkeypatch: 
     store.change(WEBHOOK_DELIVERIES, WEBHOOK_DELIVERIES.c.subject != "1.3", created_at=now(-9999))
     old = (WEBHOOK_DELIVERIES.c.state == "delivered") & (WEBHOOK_DELIVERIES.c.subject != "1.3")
     store.change(WEBHOOK_DELIVERIES, old, finished_at=now(-9999))
-    assert [store.write(webhooks.remove_old, 3600) for _ in range(3)] == [2, 1, 0]
+    assert expiry.remove(store.database, Expiry("deliveries", 3600), 0, Pace(2)) == 3
     assert [one.subject for one in deliveries(store)] == ["1.4", "1.3"]
+
+
+def test_what_nobody_sends_any_more_is_removed_in_the_end(store: Store) -> None:
+    """Of a webhook that is no longer in the settings. One that is tried again and again has a later time."""
+    for number in range(3):
+        announce(store, f"1.{number}")
+    store.change(WEBHOOK_DELIVERIES, WEBHOOK_DELIVERIES.c.id > 0, created_at=now(-9999))
+    store.change(WEBHOOK_DELIVERIES, WEBHOOK_DELIVERIES.c.subject == "1.0", ready_at=now(-9999))
+    assert expiry.count_due(store.database, Expiry("deliveries", 3600)) == 1
+    assert expiry.remove(store.database, Expiry("deliveries", 3600), 0, Pace(2)) == 1
+    assert [one.subject for one in deliveries(store)] == ["1.2", "1.1"]

@@ -13,7 +13,6 @@ from sqlalchemy import (
     String,
     and_,
     cast,
-    delete,
     func,
     insert,
     literal,
@@ -25,7 +24,7 @@ from sqlalchemy import (
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.states import Kept
-from inturn.models.tables import MESSAGES, PAST_HOLDS, REMOVAL_RUNS, REMOVALS, SESSIONS, TURNS
+from inturn.models.tables import MESSAGES, REMOVAL_RUNS, REMOVALS, SESSIONS, TURNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,7 @@ class Run:
     """One rule's part of a cleanup, as the receipts know it.
 
     Attributes:
+        rows: of a kind that expires (``expiry``), which ``rule`` names: how many are gone. Those are no sessions.
         archive, checksum: where what it removed was written to before, and that file's SHA-256; None: nowhere. Of a run
             that ended early it is the beginning of the names of what it had written.
         error: why it ended early; None: it did not.
@@ -94,6 +94,7 @@ class Run:
     turns: int
     messages: int
     bytes: int
+    rows: int
     archive: str | None
     checksum: str | None
     error: str | None
@@ -198,6 +199,12 @@ def note_more(db: Connection, run: int, more: Removal) -> None:
         db.execute(update(table).where(which).values(sums))
 
 
+def note_rows(db: Connection, run: int, many: int) -> None:
+    """Count what a transaction removes that are no sessions."""
+    mine = update(REMOVAL_RUNS).where(REMOVAL_RUNS.c.id == run)
+    db.execute(mine.values(rows=REMOVAL_RUNS.c.rows + many))
+
+
 def list_runs(database: Database, before: int | None = None, limit: int = 100) -> list[Run]:
     """A page of the runs, newest first."""
     page = select(*(REMOVAL_RUNS.c[name] for name in Run.__slots__)).order_by(REMOVAL_RUNS.c.id.desc()).limit(limit)
@@ -219,20 +226,3 @@ def list_receipts(database: Database, key: str) -> list[Receipt]:
         rows = [tuple(row) for row in db.execute(found)]
     many = len(NAMES)
     return [Receipt(*(*row[:many], Run(*row[many:]) if row[many] is not None else None)) for row in rows]
-
-
-def forget_receipts(database: Database, seconds: float, limit: int = 1000) -> int:
-    """Remove a chunk of receipts that are older, and at the end the runs and past holds that are older than those.
-
-    Returns: how many receipts.
-    """
-
-    def chunk(db: Connection) -> int:
-        old = select(REMOVALS.c.id).where(REMOVALS.c.removed_at < now(-seconds)).limit(limit)
-        many = db.execute(delete(REMOVALS).where(REMOVALS.c.id.in_(old))).rowcount
-        if not many:
-            db.execute(delete(REMOVAL_RUNS).where(REMOVAL_RUNS.c.ended_at < now(-seconds)))
-            db.execute(delete(PAST_HOLDS).where(PAST_HOLDS.c.released_at < now(-seconds)))
-        return many
-
-    return database.transact(chunk, is_patient=True)

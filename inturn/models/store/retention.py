@@ -167,12 +167,12 @@ def _take_turns(db: Connection, session_id: int, upto: int) -> None:
 
 
 def _keep_lines(db: Connection, which: ColumnElement[bool]) -> None:
-    """Before turns are taken away: those that are lines of a batch stay in its results, unless all of them were read, and
-    nobody wanted them any longer.
+    """Before turns are taken away: those that are lines of a batch stay in its results, unless it is gone, or all of them
+    were read, and nobody wanted them any longer.
     """
     names = ("batch_id", "line", "custom_id", "error_type", "error_message")
     said = "its session was deleted before its result was read"
-    wanted = ~exists().where(BATCHES.c.id == TURNS.c.batch_id, BATCHES.c.discards, BATCHES.c.read_at.is_not(None))
+    wanted = exists().where(BATCHES.c.id == TURNS.c.batch_id, ~(BATCHES.c.discards & BATCHES.c.read_at.is_not(None)))
     lost = select(TURNS.c.batch_id, TURNS.c.line, TURNS.c.custom_id, literal(SESSION_DELETED), literal(said)).where(
         which, TURNS.c.batch_id.is_not(None), TURNS.c.line.is_not(None), wanted
     )

@@ -19,7 +19,7 @@ UsageBy = Literal["session", "model", "provider", "day", "lane", "batch"]
 
 REMOVED = "(removed sessions)"
 """The key of what is known only by day and model."""
-NO_BATCH = "(no batch)"
+NO_BATCH, GONE_BATCH = "(no batch)", "(removed batches)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class UsageRecord:
     """What was used by whom.
 
     Attributes:
-        key: a session's ID, a model, a provider, a day (UTC), a lane, a batch, ``(no batch)``, or ``(removed sessions)``.
+        key: a session's ID, a model, a provider, a day (UTC), a lane, a batch, ``(no batch)``, ``(removed batches)``,
+            or ``(removed sessions)``.
         attempts: calls to models, those under way among them.
         completed: those that were answered.
         failed: those that ended without an answer, whoever or whatever ended them.
@@ -82,7 +83,7 @@ def _present(
         "session": SESSIONS.c.key,
         "day": day_of(dialect, ATTEMPTS.c.started_at),
         "lane": TURNS.c.lane,
-        "batch": func.coalesce(BATCHES.c.key, NO_BATCH),
+        "batch": func.coalesce(BATCHES.c.key, case((TURNS.c.batch_id.is_(None), NO_BATCH), else_=GONE_BATCH)),
     }
     key = keys.get(by, MODEL).label("key")
     under_way = func.coalesce(func.sum(case((ATTEMPTS.c.outcome.is_(None), 1), else_=0)), 0).label("under_way")

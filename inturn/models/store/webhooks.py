@@ -16,7 +16,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    delete,
     func,
     insert,
     literal_column,
@@ -43,7 +42,6 @@ COUNTS = ("total", "completed", "failed", "cancelled", "expired")
 USED = ("input_tokens", "output_tokens", "price")
 OF_TURNS = {TurnState.COMPLETED: "turn.completed", TurnState.FAILED: "turn.failed"}
 """What is told of a turn that ends. That one is cancelled is told to nobody: its user did it."""
-REMOVED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,17 +264,6 @@ def backlog(database: Database, late_seconds: float) -> Backlog:
         failed = db.execute(select(func.count()).select_from(WEBHOOK_DELIVERIES).where(FAILED)).scalar_one()
         waiting = db.execute(select(hook, func.count().label("late")).where(late).group_by(hook).order_by(hook))
         return Backlog(failed, {row.hook: row.late for row in waiting})
-
-
-def remove_old(db: Connection, idle_seconds: float) -> int:
-    """Take deliveries out of the log that ended so long ago: a chunk, the oldest first. Returns how many."""
-    old = (
-        select(WEBHOOK_DELIVERIES.c.id)
-        .where(WEBHOOK_DELIVERIES.c.finished_at < now(-idle_seconds))
-        .order_by(WEBHOOK_DELIVERIES.c.id)
-        .limit(REMOVED_AT_ONCE)
-    )
-    return db.execute(delete(WEBHOOK_DELIVERIES).where(WEBHOOK_DELIVERIES.c.id.in_(old))).rowcount
 
 
 def _delivery(row: Row[Any]) -> WebhookDelivery:
