@@ -20,7 +20,7 @@ from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.failpoints import reached
 from inturn.models.states import Lane, ProcessKind
-from inturn.models.store import moments, presence, receipts, retention, sweeping, tending, waking, webhooks
+from inturn.models.store import budgets, moments, presence, receipts, retention, sweeping, tending, waking, webhooks
 from inturn.models.store.sweeping import Caps, CutOff, Rescued
 from inturn.models.store.waking import Ready
 from inturn.retention_settings import DAY_SECONDS
@@ -292,6 +292,7 @@ def scheduled_cleanup(database: Database, settings: Settings, meter: Meter) -> N
     if database.transact(lambda db: presence.tick(db, REMOVE_EXPIRED_SESSIONS, slot)):
         while database.transact(lambda db: webhooks.remove_old(db, settings.retention_days * DAY_SECONDS)):
             pass
+        database.transact(budgets.forget_past)
         while receipts.forget_receipts(database, settings.receipt_days * DAY_SECONDS):
             pass
         crons = settings.crons()

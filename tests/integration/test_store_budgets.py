@@ -174,3 +174,11 @@ def test_of_many_who_spend_those_that_spent_most_are_told_and_how_many_are_not(s
     store.write(spend, [((f"label:team={number:02}", True), float(number), 1) for number in range(23)])
     told = standings(store.database, [budget])
     assert [(each.whose, each.unlisted) for each in told] == [(f"team={number:02}", 3) for number in range(22, 2, -1)]
+
+
+def test_days_that_are_over_are_forgotten(store: Store):
+    store.write(spend, [(("all", True), 1.0, 10), (("label:owner=ann", True), 1.0, 10), (("all", False), 2.0, 1)])
+    with store.database.writing() as db:
+        db.execute(insert(SPENDING).values(scope="label:owner=ben", slot=YESTERDAY, usd=1.0, tokens=1))
+    store.write(budgets.forget_past)
+    assert [row[:2] for row in rows(store)] == [("all", False), ("all", True), ("label:owner=ann", True)]

@@ -69,6 +69,7 @@ EVERYTHING = {
 NAMES = text(
     "SELECT key, id FROM sessions WHERE state = 'active' AND id IN :ids",
 ).bindparams(bindparam("ids", expanding=True))
+PAST = {dialect: text(f"DELETE FROM spending WHERE slot <> '' AND slot < {today}") for dialect, today in TODAY.items()}
 SHOWN = 20
 """Of a budget that each session or each value of a label has by itself: those that have spent most."""
 
@@ -222,6 +223,11 @@ def spend(db: Connection, spent: Iterable[tuple[Account, float, int]]) -> None:
     ]
     if rows:
         db.execute(SPEND[db.dialect.name], {"items": orjson.dumps(rows).decode()})
+
+
+def forget_past(db: Connection) -> None:
+    """What was spent on days that are over, by sessions and values of labels that may be gone. Nobody looks back."""
+    db.execute(PAST[db.dialect.name])
 
 
 def standings(database: Database, budgets: Sequence[Budget]) -> list[Standing]:
