@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from shutil import disk_usage
@@ -189,11 +189,12 @@ class Database:
         """Bring all that is in SQLite's WAL into the file, where it is overwritten, and cut the WAL off: pages as they were
         stand in there until others need the place.
 
-        Returns: False, if somebody read or wrote all the time.
+        Returns: False, if somebody read or wrote all the time, or the disk is full.
         """
         if self.dialect != "sqlite":
             return True
-        with translated(self), closing(self.engine.raw_connection()) as connection:
+        refusals = suppress(StorageError, sqlite3.OperationalError)
+        with refusals, translated(self), closing(self.engine.raw_connection()) as connection:
             plain: Any = connection.driver_connection
             plain.execute(f"PRAGMA busy_timeout={CHECKPOINT_SECONDS * 1000:.0f}").close()
             try:
