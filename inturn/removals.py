@@ -1,5 +1,6 @@
 """The part of a client that removes sessions, many at once: by the rules of retention, and by request."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -16,7 +17,9 @@ from inturn.models.store.rules import Rule
 from inturn.models.store.rules import older_than as once
 from inturn.records import retention_rule
 from inturn.settings import Settings
-from inturn.workers.live import forget
+from inturn.workers.live import forget, rewrite
+
+logger = logging.getLogger(__name__)
 
 Told = Callable[[Removal], object]
 """Told each session that is removed, once it is: memory does not grow with their number."""
@@ -169,6 +172,14 @@ class Removals(ABC):
             error = None
         finally:
             receipts.end_run(database, run, error=error)
+            self._overwrite()
+
+    def _overwrite(self) -> None:
+        """The files of ours that what was deleted may still stand in."""
+        if not self.connections.database.empty_wal():
+            logger.warning("action=wal_not_emptied: what was deleted stands in it until others need the place")
+        if self.settings.has_embedded_broker:
+            rewrite(self.connections.broker)
 
 
 def _matching(pattern: str | None, labels: Mapping[str, str] | None) -> Rule:

@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from shutil import disk_usage
@@ -50,6 +50,8 @@ WAL_RESET_BACKPORTS = ((3, 44, 6), (3, 50, 7))
 CONNECT_TIMEOUT_SECONDS = 5
 REST_SECONDS = 1.0
 """After so long without use, a connection to PostgreSQL may have gone."""
+CHECKPOINT_TRIES, CHECKPOINT_SECONDS = 20, 0.05
+"""How often a checkpoint is tried, and how long it keeps writers waiting each time for those who read."""
 LET_GO = "SET idle_in_transaction_session_timeout = '5s'"
 """A process that is frozen within a transaction loses it: everybody who needs its rows would wait for as long."""
 ALONE = "SET max_parallel_workers_per_gather = 0"
@@ -184,6 +186,29 @@ class Database:
     def connections_in_use(self) -> int:
         pool = self.engine.pool
         return pool.checkedout() if isinstance(pool, QueuePool) else 0
+
+    def empty_wal(self) -> bool:
+        """Bring all that is in SQLite's WAL into the file, where it is overwritten, and cut the WAL off: pages as they were
+        stand in there until others need the place.
+
+        Returns: False, if somebody read or wrote all the time, or the disk is full.
+        """
+        if self.dialect != "sqlite":
+            return True
+        refusals = suppress(StorageError, sqlite3.OperationalError)
+        with refusals, translated(self), closing(self.engine.raw_connection()) as connection:
+            plain: Any = connection.driver_connection
+            plain.execute(f"PRAGMA busy_timeout={CHECKPOINT_SECONDS * 1000:.0f}").close()
+            try:
+                for _ in range(CHECKPOINT_TRIES):
+                    with self._turn():
+                        is_busy, *_ = plain.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    if not is_busy:
+                        return True
+                    time.sleep(random.uniform(0, CHECKPOINT_SECONDS))
+            finally:
+                plain.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}").close()
+        return False
 
     def close(self) -> None:
         """Close all connections; one that a thread is using, when it comes back."""

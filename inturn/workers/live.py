@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 BEGINNING = "0-0"
 ENDED_SECONDS = 60
 """How long a stream stays after its end. Who comes later finds the reply in the database."""
+FORGOTTEN_SECONDS = 60
+"""How long nothing is told of a session that was deleted: its worker notices at its next heartbeat."""
 
 # One script for all that is to be told, and JSON for its arguments: a command for each would cost the worker ten times as
 # much, nearly all of it for putting commands together and taking answers apart.
@@ -40,11 +42,17 @@ ENDED_SECONDS = 60
 # entry that it knows misses none. A stream that was lost is not begun in the middle (``NOMKSTREAM``): the script answers
 # which entries have nothing before them, and they are told again from the beginning. Only beginnings and ends say how long
 # a stream lives, as no call takes as long.
+#
+# Nothing of it is written to the append-only file (``REPL_NONE``): text that is deleted would stay in there. A string in
+# the stream's place is what ``forget`` leaves.
 SCRIPT = """
+redis.set_repl(redis.REPL_NONE)
 local torn = {}
 for place, entry in ipairs(cjson.decode(ARGV[1])) do
   local key, turn, attempt, at, text, over = KEYS[place], unpack(entry)
-  if over then
+  if redis.call('TYPE', key).ok == 'string' then
+    -- forgotten
+  elseif over then
     redis.call('XADD', key, '*', 'turn', turn, 'attempt', attempt, 'end', 1)
     redis.call('EXPIRE', key, ARGV[3])
   elseif text == '' then
@@ -100,7 +108,12 @@ def read(broker: redis.Redis, session_id: int, after: str = BEGINNING) -> tuple[
     Raises:
         redis.RedisError, OSError: it cannot be read now.
     """
-    found: Any = broker.xrange(live(session_id), min=f"({after}")
+    try:
+        found: Any = broker.xrange(live(session_id), min=f"({after}")
+    except redis.ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        found = []  # it was forgotten
     return (found[-1][0].decode() if found else after), [_entry(fields) for _, fields in found]
 
 
@@ -121,9 +134,15 @@ def _continued(run: Sequence[Entry], text: str) -> Entry:
 
 
 def forget(broker: redis.Redis, session_id: int) -> None:
-    """Of a session that was deleted. What its worker tells until it notices that goes within a minute."""
+    """Of a session that was deleted: what was told of it is gone, and what its worker tells until it notices is dropped."""
     with contextlib.suppress(redis.RedisError, OSError):
-        broker.delete(live(session_id))
+        broker.set(live(session_id), b"", ex=FORGOTTEN_SECONDS)
+
+
+def rewrite(broker: redis.Redis) -> None:
+    """Have Redis write its append-only file anew: a stream that was there when it was rewritten last is in it."""
+    with contextlib.suppress(redis.RedisError, OSError):
+        broker.bgrewriteaof()
 
 
 def _entry(fields: dict[bytes, bytes]) -> Entry:

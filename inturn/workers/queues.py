@@ -11,7 +11,9 @@ inturn:cancels               channel  rung when a running turn is to be cancelle
 inturn:live:<session>        stream   the reply that is being written, of a turn that was sent    expires: a minute after
                                       to be heard (``streams``): its latest attempt from the      its end, some minutes
                                       beginning, in entries that ``live.py`` describes. Losing    longer than any call;
-                                      it costs liveness: the reply comes from the database        deleted with its session
+                                      it costs liveness: the reply comes from the database        deleted with its session,
+                                                                                                  when an empty string
+                                                                                                  stands there for a minute
 inturn:live:<session>        channel  rung when the stream of that name has more                  nobody: not stored
 inturn:limit:<provider>      hash     when its next call is due (``limits.lua``)                  expiry, once nobody calls
 inturn:limit:<provider>:...  sorted   ``slots``, ``chat``: turns with a moment reserved;          expiry, once nobody calls

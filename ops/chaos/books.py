@@ -12,14 +12,15 @@ from ops.chaos.aftermath import left, slow, unhealthy
 from ops.chaos.answers import disordered, doubled, early, misinformed
 from ops.chaos.entries import Entries
 from ops.chaos.fates import contradicted, lost, merged, revoked, unfounded, unjustified
+from ops.chaos.removals import interrupted, misbooked, removed, unarchived, unruly, unwelcome
 from ops.chaos.spending import overlapping, stale, uncounted
-from ops.chaos.traces import removed, search, undeleted
+from ops.chaos.traces import search, undeleted
 
 CHECKS: tuple[Callable[[Entries], Iterator[str]], ...] = (
     *(lost, contradicted, unjustified, unfounded, revoked, merged),
     *(doubled, disordered, early, misinformed),
     *(uncounted, overlapping, stale),
-    *(undeleted, removed),
+    *(undeleted, removed, interrupted, unruly, misbooked, unarchived, unwelcome),
     *(left, slow, unhealthy),
 )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from ops.chaos.faults import beat, disk, network, postgresql, redis, sqlite, workers
+from ops.chaos.faults import beat, cleanup, disk, network, postgresql, redis, sqlite, workers
 from ops.chaos.nemesis import KINDS, Attack
 
 NOBODY: Any = None
@@ -17,6 +17,7 @@ def catalogue() -> list[Attack]:
     return [
         *workers.attacks(NOBODY, 1),
         *beat.attacks(NOBODY, 1),
+        *cleanup.attacks(NOBODY, 1),
         *redis.attacks_over_url("", 1, may_lose=True),
         *redis.attacks_on_server(NOBODY, 1),
         *postgresql.attacks_over_url("", 1),

@@ -18,6 +18,8 @@ from inturn import (
 from ops.chaos.promises import Accepted, Deleted, Log, Population, Refused
 
 RETRY_SECONDS = 0.1
+MARKED = (Population.DOOMED, Population.ERASED, Population.EXPIRING)
+"""Whose prompts have a word in them that must be nowhere afterwards."""
 RESENDS = 0.05
 """The share of prompts that are sent a second time under the same idempotency key."""
 
@@ -62,7 +64,7 @@ class Correspondent:
             except StorageError:
                 time.sleep(RETRY_SECONDS)
                 continue
-            return self.bury(expired=False)
+            return self.bury()
 
     def is_gone(self) -> bool:
         while True:
@@ -71,10 +73,10 @@ class Correspondent:
             except StorageError:
                 time.sleep(RETRY_SECONDS)
 
-    def bury(self, *, expired: bool) -> None:
+    def bury(self, *, expired: bool = False, erased: bool = False) -> None:
         """Note that the session is gone."""
         life = self.life
-        gone = Deleted(life.surrogate, self.key, life.canary, time.time(), expired, life.since)
+        gone = Deleted(life.surrogate, self.key, life.canary, time.time(), expired, life.since, erased)
         self.log.deleted.append(gone)
 
     def send(self, prompt: str, dice: random.Random, **how: Any) -> Turn | None:
@@ -83,7 +85,7 @@ class Correspondent:
         Returns: the turn, or None where nothing was promised: the session is busy, or gone.
         """
         life = self.life  # another thread may bury it and make a new one meanwhile
-        if self.population in (Population.DOOMED, Population.EXPIRING):
+        if self.population in MARKED:
             prompt = f"{prompt} {life.canary}"
         while True:
             before, moment = time.monotonic(), time.time()

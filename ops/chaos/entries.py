@@ -3,13 +3,15 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import Table, select
 
 from inturn.models.database import Database
-from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
+from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVAL_RUNS, REMOVALS, SESSIONS, TURNS
 from inturn.settings import Settings
+from ops.chaos.archives import Archive, archives_in
 from ops.chaos.guards import ailments, missing_guards
 from ops.chaos.model import Call
 from ops.chaos.nemesis import Fault
@@ -31,6 +33,9 @@ class Entries:
 
     Attributes:
         tries: the recorded attempts of each turn, in order.
+        receipts: of all sessions that were removed; ``removals`` are those of the run's, ``guest_removals`` of its guests'.
+        runs: of cleanups and erasures, by their numbers.
+        guests: how many turns sessions have that were imported out of archives, by ID.
         found_wrong: what the database says of itself, as sentences.
         traces: where a text was found that must be gone; see ``traces``.
     """
@@ -44,7 +49,12 @@ class Entries:
     tries: dict[TurnId, list[Any]] = field(default_factory=lambda: defaultdict(list))
     leases: list[Any] = field(default_factory=list)
     sessions: list[Any] = field(default_factory=list)
+    receipts: list[Any] = field(default_factory=list)
     removals: list[Any] = field(default_factory=list)
+    guest_removals: list[Any] = field(default_factory=list)
+    runs: dict[int, Any] = field(default_factory=dict)
+    guests: dict[str, int] = field(default_factory=dict)
+    archives: list[Archive] = field(default_factory=list)
     found_wrong: list[str] = field(default_factory=list)
     missing_guards: list[str] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
@@ -53,11 +63,14 @@ class Entries:
         """Take down what the database holds of this run's sessions."""
         prefix = self.log.run
         self.sessions = [row for row in all_rows(database, SESSIONS) if row.key.startswith(prefix)]
-        self.removals = [row for row in all_rows(database, REMOVALS, "id") if row.session_key.startswith(prefix)]
-        strangers = {row.id for row in all_rows(database, SESSIONS)} - {row.id for row in self.sessions}
+        self.read_removals(database)
+        strangers = {row.id: row.key for row in all_rows(database, SESSIONS) if not row.key.startswith(prefix)}
+        self.guests = {key: 0 for key in strangers.values() if key.startswith(f"back-{prefix}")}
         for row in all_rows(database, TURNS):
             if row.session_id not in strangers:
                 self.turns[row.session_id, row.number] = row
+            elif strangers[row.session_id] in self.guests:
+                self.guests[strangers[row.session_id]] += 1
         for row in all_rows(database, MESSAGES, "turn_number", "position"):
             if row.session_id not in strangers:
                 self.messages[row.session_id, row.turn_number].append(row)
@@ -67,6 +80,16 @@ class Entries:
         self.leases = [row for row in all_rows(database, LEASES) if row.session_id not in strangers]
         self.found_wrong, self.missing_guards = list(ailments(database)), list(missing_guards(database))
         return self
+
+    def read_removals(self, database: Database) -> None:
+        """What was removed, by whom, and what was archived of it."""
+        self.receipts = all_rows(database, REMOVALS, "id")
+        self.removals = [row for row in self.receipts if row.session_key.startswith(self.log.run)]
+        self.guest_removals = [row for row in self.receipts if row.session_key.startswith(f"back-{self.log.run}")]
+        self.runs = {row.id: row for row in all_rows(database, REMOVAL_RUNS)}
+        for rule in self.caps.retention:
+            if rule.archive:
+                self.archives += archives_in(Path(rule.archive))
 
     @property
     def repair_seconds(self) -> float:
@@ -82,6 +105,9 @@ class Entries:
         """The accepted prompts whose sessions are still there."""
         gone = self.gone
         return (one for one in self.log.accepted if one.session not in gone)
+
+    def sent_to(self, session: int) -> list[Accepted]:
+        return [one for one in self.log.accepted if one.session == session]
 
     def said(self, turn: TurnId, role: str) -> list[str]:
         """Without what a model said to tools."""

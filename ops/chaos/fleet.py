@@ -248,6 +248,13 @@ class Fleet:
         end_group(worker)
         worker.wait(STOP_SECONDS)
 
+    def rest(self) -> None:
+        """Everybody leaves, in order where that can be had."""
+        for beat in list(self.beats):
+            self.kill(beat)
+        for worker in list(self.workers):
+            self.dismiss(worker, STOP_SECONDS)
+
     @contextmanager
     def supervised(self) -> Iterator[None]:
         """Who ends without our doing is noted in ``crashes``, and replaced at once."""
@@ -329,13 +336,20 @@ class Fleet:
         ours = {f"INTURN_{key.upper()}": as_text(value) for key, value in {**self.values, **way}.items()}
         return clean_environment(self.home) | ours
 
+    def command(self, *words: str, **variables: str) -> Process:
+        """Start a command of ``inturn`` that goes straight to the database, and says what it has to say to the logs."""
+        return self._begin(inturn_command(*words), self.environment() | variables)
+
     def _run(self, word: str, way: Mapping[str, Any]) -> Process:
+        command = inturn_command(word)
+        return self._begin(on_another_host(self.home, command) if self._are_apart else command, self.environment(way))
+
+    def _begin(self, command: Sequence[str], environment: Mapping[str, str]) -> Process:
         said = self.logs / f"starting.{next(self._numbers)}"
-        command = on_another_host(self.home, inturn_command(word)) if self._are_apart else inturn_command(word)
         with said.open("wb") as output:
             process = subprocess.Popen(
-                command, env=self.environment(way), stdout=output, stderr=output, cwd=self.home, start_new_session=True,
-            )  # fmt: skip
+                command, env=environment, stdout=output, stderr=output, cwd=self.home, start_new_session=True
+            )
         said.rename(self._log(process))
         return process
 

@@ -1,20 +1,17 @@
-"""Meddlers: those who cancel turns, delete sessions in the middle of a call, and let sessions expire."""
+"""Meddlers: those who cancel turns, and delete sessions in the middle of a call."""
 
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import timedelta
 
-from inturn import Client, StorageError, Turn, TurnNotFoundError
+from inturn import StorageError, Turn, TurnNotFoundError
 from ops.chaos.correspondents import Correspondent
-from ops.chaos.promises import Cancel, Log, Population
+from ops.chaos.promises import Cancel, Log
 
-CANCEL_SECONDS, DOOM_SECONDS, IDLE_SECONDS = (0.05, 0.3), (0.3, 1.5), (0.5, 2.5)
-CLEANUP_SECONDS = (0.2, 0.6)
-"""Between two of each. Retention's shortest time is a second: some expiring sessions are removed between two prompts."""
+CANCEL_SECONDS, DOOM_SECONDS = (0.05, 0.3), (0.3, 1.5)
+"""Between two of each."""
 
 Work = Callable[[random.Random], None]
 
@@ -26,28 +23,14 @@ class Meddlers:
         doomed: the sessions to delete and make again; others send to them meanwhile.
     """
 
-    def __init__(
-        self, client: Client, log: Log, run: str, doomed: list[Correspondent], stopping: threading.Event
-    ) -> None:
-        self._client, self._log, self._run = client, log, run
-        self._doomed, self._stopping = doomed, stopping
-        self._expiring = [self._short_lived(number, Population.EXPIRING) for number in range(3)]
-        self._held = self._short_lived(3, Population.HELD)
+    def __init__(self, log: Log, doomed: list[Correspondent], stopping: threading.Event) -> None:
+        self._log, self._doomed, self._stopping = log, doomed, stopping
         self.recent: deque[Turn] = deque(maxlen=30)
         """Turns that may be cancelled."""
 
     @property
     def works(self) -> tuple[Work, ...]:
-        return self.cancel, self.doom, self.expire, self.clean_up
-
-    def _short_lived(self, number: int, population: Population) -> Correspondent:
-        """It is held before retention can come by."""
-        one = Correspondent(
-            self._client, self._log, f"{self._run}-{population}-{number}", population, retention=timedelta(seconds=1)
-        )
-        if population is Population.HELD:
-            self._client.hold_session(one.key)
-        return one
+        return self.cancel, self.doom
 
     def cancel(self, dice: random.Random) -> None:
         while not self._stopping.wait(dice.uniform(*CANCEL_SECONDS)):
@@ -68,24 +51,3 @@ class Meddlers:
             victim = dice.choice(self._doomed)
             victim.delete()
             victim.create()
-
-    def expire(self, dice: random.Random) -> None:
-        """Send to sessions that retention may remove at any moment, and make them anew when it has."""
-        count = 0
-        while not self._stopping.wait(dice.uniform(*IDLE_SECONDS)):
-            for one in (*self._expiring, self._held):
-                count += 1
-                if one.send(f"{self._run} expiring.{count}", dice) is None:
-                    one.bury(expired=True)
-                    one.create()
-
-    def clean_up(self, dice: random.Random) -> None:
-        while not self._stopping.wait(dice.uniform(*CLEANUP_SECONDS)):
-            with suppress(StorageError):
-                self._client.cleanup()
-
-    def bury(self) -> None:
-        """Note which sessions have expired since anybody sent to them."""
-        for one in self._expiring:
-            if one.is_gone():
-                one.bury(expired=True)

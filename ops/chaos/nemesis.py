@@ -65,6 +65,7 @@ KINDS = {
     "pause": "workers stopped by SIGSTOP",
     "deploy": "workers ended by SIGTERM, one by one",
     "beat": "no beat, or two",
+    "cleanup": "cleanups ended by SIGKILL, or stopped by SIGSTOP",
     "partition": "workers cut off from Redis or from the database",
     "model": "workers cut off from the model",
     "redis_wiped": "Redis emptied",

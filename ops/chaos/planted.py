@@ -8,6 +8,11 @@ product knows no switch for it.
 ``unique``   the database takes two running turns of a session, and two replies to a turn
 ``recheck``  releasing a session does not look whether it was sent to meanwhile
 ``precount`` an attempt is recorded when it is over, rather than before the call
+``hold``     a cleanup does not look whether sessions are held
+``work``     nor whether prompts wait in them
+``order``    a rule removes what an earlier one covers
+``receipt``  what a cleanup removes it does not book
+``archive``  of what it archives in one transaction, it leaves out a session
 ===========  =====================================================================================================
 """
 
@@ -18,16 +23,21 @@ from types import ModuleType
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import Connection, and_, delete, insert, select, text, update
 
+from inturn.archives.writing import Archive
 from inturn.cli import main
 from inturn.models.clock import now
 from inturn.models.database import Database
+from inturn.models.states import SessionState
+from inturn.models.store import retention, rules
 from inturn.models.store.dialects import postgresql, sqlite
-from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, TURNS
+from inturn.models.store.selecting import has_work
+from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, SESSIONS, TURNS
 from inturn.settings import Settings
 
 ENGINES: tuple[Any, ...] = (postgresql, sqlite)
+IS_ACTIVE = SESSIONS.c.state == SessionState.ACTIVE
 PRIMARY_KEY = re.compile(r",\s*CONSTRAINT pk_messages PRIMARY KEY \([^)]*\)")
 
 
@@ -111,10 +121,43 @@ def rebuild_without_key(db: Connection) -> None:
         db.execute(text("DROP TABLE messages_with_key"))
 
 
-FAULTS: dict[str, Callable[[], None]] = {plant.__name__: plant for plant in (fence, unique, recheck, precount)}
+def put(place: Any, name: str, instead: Callable[..., Any]) -> None:
+    """Replace a function. It must be there: else the fault would not be planted, and go unnoticed."""
+    if not hasattr(place, name):
+        sys.exit(f"{place.__name__} has no {name}: look what has become of it")
+    setattr(place, name, instead)
+
+
+def hold() -> None:
+    put(rules, "removable", lambda: and_(IS_ACTIVE, ~has_work()))
+
+
+def work() -> None:
+    put(rules, "removable", lambda: and_(IS_ACTIVE, SESSIONS.c.held.is_(False)))
+
+
+def order() -> None:
+    covered = rules.covered
+    put(rules, "covered", lambda dialect, _all, rule: covered(dialect, [rule], rule))
+
+
+def receipt() -> None:
+    put(retention, "note", lambda *about: None)
+
+
+def archive() -> None:
+    keep = Archive.keep
+    put(Archive, "keep", lambda self, db, sessions: keep(self, db, list(sessions)[1:]))
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    plant.__name__: plant for plant in (fence, unique, recheck, precount, hold, work, order, receipt, archive)
+}
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in FAULTS:
-        sys.exit(f"usage: python -m ops.chaos.planted {{{','.join(FAULTS)}}} worker|beat ...")
-    FAULTS[sys.argv.pop(1)]()
+    wanted = sys.argv.pop(1).split("+") if len(sys.argv) > 1 else []
+    if not wanted or not FAULTS.keys() >= set(wanted):
+        sys.exit(f"usage: python -m ops.chaos.planted {{{','.join(FAULTS)}}} worker|beat ... (several: hold+order)")
+    for each in wanted:
+        FAULTS[each]()
     main()

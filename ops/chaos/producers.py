@@ -14,6 +14,7 @@ from inturn.models.store.sending import WhenBusy
 from inturn.session import SendLane
 from ops.chaos import misdeeds
 from ops.chaos.correspondents import Correspondent
+from ops.chaos.lodgers import Lodgers
 from ops.chaos.meddlers import Meddlers, Work
 from ops.chaos.promises import Log, Population
 
@@ -24,7 +25,7 @@ NOTE = {"name": "note"}
 ROUNDS: tuple[list[Any], ...] = ([NOTE], [[NOTE, NOTE]], [NOTE, [NOTE, NOTE], NOTE])
 """What a model wants called, round by round."""
 MEDDLED = 0.3
-"""The share of prompts that goes to meddled and doomed sessions, where there are any."""
+"""The share of prompts that goes to meddled, doomed and erased sessions, where there are any."""
 
 
 class Producers:
@@ -66,19 +67,25 @@ class Producers:
             sizes[Population.MISBEHAVING] = max(2, sessions // 5)
         if meddle:
             sizes |= dict.fromkeys((Population.MEDDLED, Population.DOOMED), max(2, sessions // 10))
+            sizes[Population.ERASED] = 3
         self._crowds = {population: self._crowd(population, size) for population, size in sizes.items()}
         self._errors: list[BaseException] = []
         self._stopping = threading.Event()
         self._meddlers: Meddlers | None = None
+        self._lodgers: Lodgers | None = None
+        works: tuple[Work, ...] = ()
         if meddle:
-            self._meddlers = Meddlers(client, self.log, run, self._crowds[Population.DOOMED], self._stopping)
-        works = self._meddlers.works if self._meddlers else ()
+            self._meddlers = Meddlers(self.log, self._crowds[Population.DOOMED], self._stopping)
+            self._lodgers = Lodgers(client, self.log, run, self._stopping, self._crowds[Population.ERASED])
+            works = self._meddlers.works + self._lodgers.works
         self._senders = [self._thread(f"{seed}/{number}", self._sender(number)) for number in range(THREADS)]
         self._others = [self._thread(f"{seed}/{work.__name__}", work) for work in works]
 
     def _crowd(self, population: Population, size: int) -> list[Correspondent]:
         keys = (f"{self._run}-{population}-{number}" for number in range(size))
-        how = {"tools": self._tools} if population is Population.PLAIN and self._tools else {}
+        how: dict[str, Any] = {"tools": self._tools} if population is Population.PLAIN and self._tools else {}
+        if population is Population.ERASED:
+            how = {"labels": {"owner": self._run}}
         return [Correspondent(self._client, self.log, key, population, **how) for key in keys]
 
     def _thread(self, seed: str, work: Work) -> threading.Thread:
@@ -105,14 +112,17 @@ class Producers:
         self._stopping.set()
         for thread in self._others:
             thread.join()
-        if self._meddlers is not None and error is None:
-            self._meddlers.bury()
         if self._errors and error is None:
             raise self._errors[0]
 
     def stop(self) -> None:
         """Send no more; the end of the ``with`` block waits for what is under way."""
         self._stopping.set()
+
+    def bury(self) -> None:
+        """Note which sessions have gone, once nobody takes any more away."""
+        if self._lodgers is not None:
+            self._lodgers.bury()
 
     @property
     def are_sending(self) -> bool:
@@ -141,13 +151,13 @@ class Producers:
         elif population is Population.PLAIN and dice.random() < self._rounds:
             to.send(f"{prompt} !{json.dumps({'calls': dice.choice(ROUNDS)})}", dice)
         else:
-            to.send(prompt if population is Population.DOOMED else f"{prompt}{self._after}", dice)
+            to.send(f"{prompt}{self._after}" if population is Population.PLAIN else prompt, dice)
 
     def _drawn(self, dice: random.Random) -> Population:
         if dice.random() < self._misbehave:
             return Population.MISBEHAVING
         if self._meddlers is not None and dice.random() < MEDDLED:
-            return dice.choice((Population.MEDDLED, Population.DOOMED))
+            return dice.choice((Population.MEDDLED, Population.DOOMED, Population.ERASED))
         return Population.PLAIN
 
 

@@ -15,10 +15,16 @@ class Population(StrEnum):
     """Turns are cancelled, interrupted and merged."""
     DOOMED = "doomed"
     """Deleted in the middle of everything, and made again under the same ID."""
+    ERASED = "erased"
+    """Like a doomed one, together with all that have its label or the beginning of its ID; which leaves receipts."""
     EXPIRING = "expiring"
-    """Retention removes it whenever it lies idle."""
+    """A rule of retention removes it whenever it may."""
+    FILED = "filed"
+    """Like an expiring one, and is archived before."""
     HELD = "held"
     """Like an expiring one, and exempted from that: every prompt must be answered."""
+    KEPT = "kept"
+    """A rule keeps it for ever: every prompt must be answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ class Deleted:
         session: its surrogate id, which nobody else ever gets.
         canary: a text that nothing but its prompts held.
         at: Unix time when it was seen gone.
-        expired: whether retention removed it, rather than its user.
+        expired: whether a rule of retention removed it, rather than its user.
+        erased: whether its user did together with others, which leaves a receipt.
         since: Unix time from which on somebody tried to make it. It may be there at once, and the answer be lost.
     """
 
@@ -84,6 +91,28 @@ class Deleted:
     at: float
     expired: bool = False
     since: float = 0.0
+    erased: bool = False
+
+    @property
+    def has_receipt(self) -> bool:
+        return self.expired or self.erased
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """For how long whichever session had this ID was surely held, in Unix time."""
+
+    key: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A session that was imported out of an archive, under an ID that is none of the run's, with so many turns."""
+
+    key: str
+    turns: int
 
 
 @dataclass
@@ -99,5 +128,7 @@ class Log:
     refused: list[Refused] = field(default_factory=list)
     cancels: list[Cancel] = field(default_factory=list)
     deleted: list[Deleted] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+    guests: list[Guest] = field(default_factory=list)
     contradictions: list[str] = field(default_factory=list)
     """What the SDK said and may not say, as sentences: another turn for the same idempotency key, say."""

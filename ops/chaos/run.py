@@ -86,6 +86,8 @@ def play(stage: Stage, plan: Plan) -> Outcome:
             finally:
                 stage.heal()
             left, took = drain(stage, run)
+            stage.rest()
+            producers.bury()
     return compare(stage, producers.log, faults, left, plan.seconds, took)
 
 

@@ -14,13 +14,14 @@ from inturn import Client, Settings
 from inturn.models.database import Database
 from inturn.workers.embedded import broker_url
 from inturn.workers.queues import connect
-from ops.chaos.faults import beat, command, disk, network, postgresql, sqlite, workers
+from ops.chaos.faults import beat, cleanup, command, disk, network, postgresql, sqlite, workers
 from ops.chaos.faults import redis as redis_faults
 from ops.chaos.faults.network import Way
 from ops.chaos.fleet import QUICK, Fleet
 from ops.chaos.model import ModelServer
 from ops.chaos.nemesis import Attack
 from ops.chaos.proxy import HOST, Network
+from ops.chaos.rules import retention
 from ops.servers import PostgresServer, RedisServer
 
 LATENCY_SECONDS = (0.02, 0.2)
@@ -95,6 +96,11 @@ class Stage:
         with self.database.reading() as db:
             return list(db.execute(text(query), {"ours": f"{run}-%"}))
 
+    def rest(self) -> None:
+        """Nothing of ours changes the database any more."""
+        if self.fleet is not None:
+            self.fleet.rest()
+
     def heal(self) -> None:
         """Everything is as it should be, whatever a fault has left."""
         if self.network is not None:
@@ -159,6 +165,7 @@ def our_stage(
         fleet = Fleet(
             home, url, broker, {"server": provider(model.base_url)}, ways=settings[:-1], logs=logs, pace=pace,
             are_apart=are_apart, default_model="server/model", tool_modules=["ops.chaos.workbench"],
+            **retention(archives_in(home)),
         )  # fmt: skip
         stack.callback(fleet.stop)
         sender = Settings.load(**fleet.values | (settings[-1] if settings else {}))
@@ -174,6 +181,13 @@ def our_stage(
         stack.enter_context(fleet.supervised())
         fleet.start(workers)
         yield stage
+
+
+def archives_in(home: Path) -> Path:
+    """Where archives go: on the disk that may be full."""
+    directory = home / "archives"
+    directory.mkdir(mode=0o700)
+    return directory
 
 
 @contextmanager
@@ -194,6 +208,7 @@ def attacks_on(stage: Stage, fleet: Fleet, ways: Sequence[Way], most: float) -> 
     found = [
         *workers.attacks(fleet, lease),
         *beat.attacks(fleet, most),
+        *cleanup.attacks(fleet, most),
         *redis_faults.attacks_over_url(stage.redis_url, most, may_lose=True),
         *redis_faults.attacks_on_server(stage.redis, most),
         *attacks_on_database(stage.kind, stage.settings, fleet.settings.effective_database_url, most),

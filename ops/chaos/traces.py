@@ -1,6 +1,5 @@
-"""7. After a delete nothing is left: no row, no Redis key, no log line; and retention removes only what lies idle."""
+"""7. After a delete nothing is left: no row, no Redis key, no log line."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from sqlalchemy import String, Table, cast, or_, select
 from inturn.models.database import Database
 from inturn.models.rows import Row
 from ops.chaos.entries import Entries
-from ops.chaos.promises import Deleted, Population
 
 CANARY = "canary-"
 
@@ -29,45 +27,11 @@ def undeleted(books: Entries) -> Iterator[str]:
     for table, sessions in rows.items():
         for session in sessions & gone:
             yield f"session {session} was deleted, and has rows in {table}"
+        for session in sessions - rows["sessions"] - gone:
+            yield f"session {session} is not there, and has rows in {table}"
     canaries = [deleted.canary for deleted in books.log.deleted]
     for trace in books.traces:
         yield from (f"{canary} was deleted, and is in {trace[:200]}" for canary in canaries if canary in trace)
-
-
-def removed(books: Entries) -> Iterator[str]:
-    """Retention removes no prompt that waits: everything that was accepted there had its call, unless the model could not
-    be reached meanwhile: a turn that failed of that waits for nothing.
-    """
-    counts, called = Counter(one.session for one in books.log.accepted), books.calls_of().keys()
-    expired = {deleted.session: deleted.at for deleted in books.log.deleted if deleted.expired}
-    cut_off = [fault for fault in books.faults if fault.kind == "model"]
-    for one in books.log.accepted:
-        if one.population is Population.HELD and one.session in books.gone:
-            yield f"session {one.session} was held, and is gone"
-        if one.session not in expired or one.turn in called:
-            continue
-        if not any(fault.began <= expired[one.session] and one.at - one.seconds <= fault.ended for fault in cut_off):
-            yield f"turn {one.session}.{one.number} was removed before a model was asked"
-    for deleted in books.log.deleted:
-        if deleted.expired:
-            yield from removed_once(books, deleted, counts[deleted.session])
-    known = [(deleted.key, deleted.since, deleted.at) for deleted in books.log.deleted if deleted.expired]
-    for row in books.removals:
-        if not any(key == row.session_key and since <= row.removed_at.timestamp() <= at for key, since, at in known):
-            yield f"session {row.session_key} was removed at {row.removed_at}, and nobody noticed"
-
-
-def removed_once(books: Entries, gone: Deleted, prompts: int) -> Iterator[str]:
-    """It was removed with all its turns. Others that were made before, their answers lost, came and went without any."""
-    rows = [
-        row.turns
-        for row in books.removals
-        if row.session_key == gone.key and gone.since <= row.removed_at.timestamp() <= gone.at
-    ]
-    if not rows:
-        yield f"session {gone.session} expired, and no removal is on record"
-    elif rows[-1] < prompts or any(rows[:-1]):
-        yield f"session {gone.session} was removed with {rows} turns of {prompts}"
 
 
 def search(database: Database, logs: Iterable[Path], broker_url: str) -> Iterator[str]:

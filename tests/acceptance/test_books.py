@@ -12,11 +12,12 @@ import pytest
 from inturn import Settings
 from inturn.models import migrations
 from inturn.models.database import Database
+from ops.chaos.archives import Archive, Copy
 from ops.chaos.books import Books
 from ops.chaos.figures import figures
 from ops.chaos.model import Call
 from ops.chaos.nemesis import Fault
-from ops.chaos.promises import Accepted, Cancel, Deleted, Log, Population, Refused
+from ops.chaos.promises import Accepted, Cancel, Deleted, Guest, Hold, Log, Population, Refused
 from ops.chaos.spending import repeated_calls, wasted_replies
 from ops.chaos.traces import search
 
@@ -47,7 +48,7 @@ def honest_books() -> Books:
             books.messages[7, number].append(row)
         books.tries[7, number] = [a_try(number, number * 2)]
     books.leases.append(SimpleNamespace(session_id=7, owner=None, ready_at=None, token=10))
-    books.sessions.append(SimpleNamespace(id=7, key="run-plain-0", state="active"))
+    books.sessions.append(SimpleNamespace(id=7, key="run-plain-0", state="active", created_at=NOON))
     books.log.accepted.append(Accepted(8, 1, "doomed canary-8", 0.01, START, Population.DOOMED))
     books.log.deleted.append(Deleted(8, "run-doomed-0", "canary-8", START))
     return books
@@ -146,16 +147,84 @@ def break_redis(books: Books, kind: str, seconds: float) -> None:
     books.log.accepted[4] = replace(books.log.accepted[4], seconds=seconds, at=START + 25)
 
 
-def expire(books: Books, *, turns: int = 1, population: Population = Population.EXPIRING) -> None:
-    """A session was removed by retention, with one prompt."""
+def expire(
+    books: Books,
+    *,
+    turns: int = 1,
+    population: Population = Population.EXPIRING,
+    rule: str = "own",
+    key: str = "run-own-0",
+    erased: bool = False,
+    **changes: Any,
+) -> None:
+    """A session was removed by a rule of retention, or erased by its user, with one prompt."""
     books.log.accepted.append(Accepted(9, 1, "short", 0.01, START, population))
-    books.log.deleted.append(Deleted(9, "run-expiring-0", "canary-9", START + 9, expired=True, since=START))
-    books.removals.append(a_removal(turns, 8))
-    books.calls.append(a_call(8, ["short"]))
+    books.log.deleted.append(Deleted(9, key, "canary-9", START + 9, expired=not erased, since=START, erased=erased))
+    book(books, a_removal(turns, 8, rule=rule, session_key=key, **changes))
+    books.calls.append(a_call(7, ["short"], outcome="200"))
 
 
-def a_removal(turns: int, when: float) -> SimpleNamespace:
-    return SimpleNamespace(session_key="run-expiring-0", turns=turns, removed_at=at(when))
+def a_removal(turns: int, when: float, **changes: Any) -> SimpleNamespace:
+    fixed = {
+        "session_key": "run-own-0",
+        "rule": "own",
+        "run_id": 1,
+        "messages": 2,
+        "bytes": 9,
+        "last_activity_at": NOON,
+    }
+    return SimpleNamespace(turns=turns, removed_at=at(when), **(fixed | changes))
+
+
+def book(books: Books, row: SimpleNamespace) -> None:
+    """In its run, which may have removed others."""
+    books.receipts.append(row)
+    (books.removals if row.session_key.startswith("run-") else books.guest_removals).append(row)
+    run = books.runs.setdefault(row.run_id, a_run(row.run_id, row.rule))
+    run.sessions += 1
+    for name in ("turns", "messages", "bytes"):
+        setattr(run, name, getattr(run, name) + getattr(row, name))
+
+
+def a_run(number: int, rule: str) -> SimpleNamespace:
+    return SimpleNamespace(id=number, rule=rule, sessions=0, turns=0, messages=0, bytes=0, checksum=None)
+
+
+def file(books: Books, *turns: tuple[str, list[str]], key: str = "run-filed-0", **changes: Any) -> None:
+    """A session was archived so, and removed."""
+    expire(books, rule="filed", key=key, population=Population.FILED)
+    copies = [Copy(key, b"", list(turns))] if turns else []
+    archive = Archive(Path("inturn-20261129T030000Z-filed-1.jsonl.gz"), 1, "abc", copies)
+    books.runs[1].checksum = "abc"
+    books.archives.append(replace(archive, **changes))
+
+
+def welcome(books: Books, *, standing: int | None = None, removed: int | None = None) -> None:
+    """A session with two turns was imported, and has as many by now; or it was removed."""
+    books.log.guests.append(Guest("back-run-1", 2))
+    if standing is not None:
+        books.guests["back-run-1"] = standing
+    if removed is not None:
+        book(books, a_removal(removed, 8, rule="filed", session_key="back-run-1", run_id=2))
+        copies = [Copy("back-run-1", b"", [FILED] * removed)]
+        books.archives.append(Archive(Path("inturn-20261129T030000Z-filed-2.jsonl.gz.partial"), 2, "def", copies))
+
+
+def born_late(books: Books) -> None:
+    """A second and a half before it was removed."""
+    books.log.deleted[-1] = replace(books.log.deleted[-1], since=START + 6.5)
+
+
+def crowd(books: Books, *since: float) -> None:
+    """A session was removed as there are more than two of its kind; others were made at these times."""
+    expire(books, rule="few", key="run-few-0")
+    for number, when in enumerate(since, 1):
+        books.sessions.append(
+            SimpleNamespace(id=20 + number, key=f"run-few-{number}", state="active", created_at=at(when))
+        )
+
+
+FILED = ("completed", ["short", "reply to: short (seen 1 messages)"])
 
 
 def late_settlement(books: Books) -> None:
@@ -179,6 +248,14 @@ TRUTHS: list[Callable[[Books], Any]] = [
     lambda books: join(books, "prompt 5\n\nprompt 6"),
     lambda books: break_redis(books, "redis_frozen", 1.2),
     expire,
+    lambda books: expire(books, rule="erasure", key="run-erased-0", erased=True, population=Population.ERASED),
+    both(expire, lambda books: books.log.holds.append(Hold("run-own-0", START + 1, START + 7))),
+    both(expire, lambda books: setattr(books.calls[-1], "end", START + 8.05)),
+    lambda books: file(books, FILED),
+    lambda books: file(books, ("failed", ["short"]), path=Path("inturn-20261129T030000Z-filed-1.jsonl.gz.partial")),
+    lambda books: welcome(books, standing=2),
+    lambda books: welcome(books, removed=2),
+    lambda books: crowd(books, 1, 2),
     both(
         expire,
         lambda books: books.calls.pop(),
@@ -252,15 +329,50 @@ LIES: list[tuple[str, Callable[[Books], Any]]] = [
     ("stale", lambda books: setattr(books.tries[7, 2][0], "ended_at", at(60))),
     ("stale", lambda books: setattr(books.leases[0], "token", 3)),
     # 7. deleted
-    ("undeleted", lambda books: books.sessions.append(SimpleNamespace(id=8, key="run-doomed-0", state="active"))),
+    (
+        "undeleted",
+        lambda books: books.sessions.append(SimpleNamespace(id=8, key="run-doomed-0", state="active", created_at=NOON)),
+    ),
     ("undeleted", lambda books: books.tries[8, 1].append(a_try(5, 1))),
     ("undeleted", lambda books: books.traces.append("said.1: told: canary-8")),
+    ("undeleted", lambda books: books.tries[6, 1].append(a_try(5, 1))),
     ("removed", lambda books: expire(books, turns=0)),
-    ("removed", both(expire, lambda books: books.calls.pop())),
     ("removed", both(expire, lambda books: books.removals.pop())),
     ("removed", lambda books: expire(books, population=Population.HELD)),
-    ("removed", both(expire, lambda books: books.removals.append(a_removal(0, 10)))),
+    ("removed", lambda books: expire(books, population=Population.KEPT)),
+    ("removed", both(expire, lambda books: book(books, a_removal(0, 10)))),
     ("removed", both(expire, lambda books: books.removals.insert(0, a_removal(1, 7)))),
+    # 9. interrupted
+    ("interrupted", both(expire, lambda books: books.calls.pop())),
+    ("interrupted", both(expire, lambda books: setattr(books.calls[-1], "end", START + 8.5))),
+    ("interrupted", both(expire, lambda books: setattr(books.calls[-1], "end", None))),
+    # 12. rules, receipts, archives
+    ("unruly", lambda books: expire(books, rule="idle")),
+    ("unruly", lambda books: expire(books, rule="default", key="run-plain-1")),
+    ("unruly", lambda books: expire(books, rule="kept", key="run-kept-0")),
+    ("unruly", lambda books: expire(books, last_activity_at=at(7.5))),
+    ("unruly", both(lambda books: expire(books, rule="aged", key="run-aged-0"), born_late)),
+    ("unruly", lambda books: crowd(books, 1)),
+    ("unruly", lambda books: crowd(books, 1, 9)),
+    ("unruly", lambda books: crowd(books, 1, -1)),
+    ("unruly", lambda books: expire(books, rule="erasure")),
+    ("unruly", both(expire, lambda books: books.log.holds.append(Hold("run-own-0", START + 7, START + 9)))),
+    ("misbooked", both(expire, lambda books: books.receipts.append(books.receipts[-1]))),
+    ("misbooked", both(expire, lambda books: books.receipts.pop())),
+    ("misbooked", both(expire, lambda books: books.runs.clear())),
+    ("misbooked", both(expire, lambda books: setattr(books.runs[1], "bytes", 8))),
+    ("misbooked", both(expire, lambda books: setattr(books.runs[1], "rule", "idle"))),
+    ("unarchived", file),
+    ("unarchived", lambda books: file(books, FILED, FILED)),
+    ("unarchived", lambda books: file(books, ("completed", ["short"]))),
+    ("unarchived", lambda books: file(books, ("completed", ["long", "reply to: long (seen 1 messages)"]))),
+    ("unarchived", lambda books: file(books, FILED, run=2)),
+    ("unarchived", lambda books: file(books, FILED, checksum="abd")),
+    ("unarchived", lambda books: file(books, FILED, fault="line 3: cut off")),
+    ("unarchived", both(lambda books: welcome(books, removed=2), lambda books: books.archives.clear())),
+    ("unwelcome", welcome),
+    ("unwelcome", lambda books: welcome(books, standing=1)),
+    ("unwelcome", lambda books: welcome(books, removed=1)),
     # 8. afterwards
     ("left", lambda books: setattr(books.leases[0], "owner", "somebody")),
     ("left", lambda books: setattr(books.leases[0], "ready_at", NOON)),
@@ -294,7 +406,8 @@ def test_a_session_may_have_come_and_gone_before_anybody_knew_that_it_was_made()
     books = honest_books()
     expire(books)
     assert books.violations() == []
-    books.removals.insert(0, a_removal(0, 3))
+    book(books, a_removal(0, 3))
+    books.removals.reverse()
     assert books.violations() == []
 
 

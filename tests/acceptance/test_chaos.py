@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ops.chaos.fleet import ROOT
+from ops.chaos.rules import ERASURE, GROUPS
 
 SECONDS = 60
 DRAIN_SECONDS = 400
@@ -35,3 +36,6 @@ def test_a_minute_of_chaos(database: str, tmp_path: Path, capsys: pytest.Capture
     assert not row["violations"]
     assert row["accepted"] >= 200, "hardly anything was sent"
     assert sum(row["faults"].values()) >= 4, "hardly anything happened"
+    assert row["removed"].keys() >= {ERASURE} | {group.name for group in GROUPS if not group.is_kept}
+    assert row["by_beat"] > 0
+    assert row["brought_back"] > 0

@@ -1,8 +1,11 @@
 """The suite can fail: with one of inturn's guards taken away, the same events are violations of the right kind."""
 
+import random
+import re
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +19,12 @@ from inturn import Client
 from ops.chaos import fleet as fleets
 from ops.chaos.books import Books
 from ops.chaos.fleet import EmbeddedBroker, Fleet, wait_until
+from ops.chaos.lodgers import Lodgers
 from ops.chaos.model import ModelServer
 from ops.chaos.nemesis import Fault
 from ops.chaos.producers import Producers
+from ops.chaos.promises import Log
+from ops.chaos.rules import retention
 from ops.servers import RedisServer
 
 SEED = 12
@@ -52,7 +58,8 @@ def fleet(
 ) -> Iterator[Callable[[str], Fleet]]:
     """Starts two workers, with a planted fault or without."""
     home, started = tmp_path / "home", list[Fleet]()
-    home.mkdir(mode=0o700)
+    for directory in (home, tmp_path / "archives"):
+        directory.mkdir(mode=0o700)
     if request.param == "sqlite":
         broker: EmbeddedBroker | RedisServer = EmbeddedBroker(home)
         database_url = ""
@@ -65,7 +72,8 @@ def fleet(
             command = (sys.executable, "-m", "ops.chaos.planted", planted)
             monkeypatch.setattr(fleets, "inturn_command", lambda *words: [*command, *words])
         providers = {"server": {"type": "openai", "base_url": model.base_url}}
-        fleet = Fleet(home, database_url, broker, providers, pace=PACE, default_model="server/model")
+        rules = retention(tmp_path / "archives") | {"cleanup_interval_seconds": 1}
+        fleet = Fleet(home, database_url, broker, providers, pace=PACE, default_model="server/model", **rules)
         started.append(fleet)
         for _ in range(2):
             fleet.add_worker()
@@ -143,7 +151,7 @@ SCENES: dict[str, tuple[Callable[[Fleet], list[Fault]], dict[str, Any], set[str]
     "fence": (come_back_late, {"sessions": 60, "turns": 16, "latency": SLOW}, {"stale"}),
     "unique": (nothing, {"sessions": 5, "turns": 12, "latency": 0.1}, {"doubled"}),
     "recheck": (nothing, {"sessions": 4, "turns": 16, "latency": 0.5}, {"lost", "left"}),
-    "precount": (die, {"sessions": 60, "turns": 16, "latency": 1.5}, {"uncounted"}),
+    "precount": (die, {"sessions": 60, "turns": 16, "latency": 2}, {"uncounted"}),
 }
 """What happens, what is sent, and the violations that it must be if the guard is missing."""
 
@@ -173,6 +181,58 @@ def test_a_planted_fault_is_found(fleet: Callable[[str], Fleet], model: ModelSer
     assert wanted <= kinds_of(found), found
 
 
+LODGINGS = {
+    "hold+receipt": ("removed: .* was held, and is gone", "removed: .* no removal is on record"),
+    "work+order+archive": (
+        "interrupted: .* was removed",
+        "removed: .* was to be kept for ever, and is gone",
+        "unarchived: .* is not in the archive",
+    ),
+}
+"""What must be found if a cleanup lacks these guards."""
+RUNS = "SELECT count(*) AS number FROM removal_runs WHERE ended_at IS NOT NULL"
+
+
+def lodge(fleet: Fleet, model: ModelServer, runs: int = 10) -> list[str]:
+    """Sessions that beat's cleanups come for, until those had so many runs more; calls take longer than one may lie idle."""
+    log, stopping, errors = Log(f"run-{secrets.token_hex(4)}"), threading.Event(), list[BaseException]()
+
+    def send() -> None:
+        try:
+            lodgers.lodge(random.Random(SEED))
+        except BaseException as error:  # noqa: BLE001 - it is raised below
+            errors.append(error)
+
+    with fleet.client() as client:
+        lodgers = Lodgers(client, log, log.run, stopping, after=' !{"latency": 2}')
+        fleet.add_beat()
+        had = fleet.query(RUNS)[0].number
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            wait_until(lambda: fleet.query(RUNS)[0].number >= had + runs, PATIENCE_SECONDS)
+        finally:
+            stopping.set()
+            thread.join()
+        fleet.await_drained(PATIENCE_SECONDS)
+        fleet.rest()
+        lodgers.bury()
+    assert not errors, errors
+    return Books(log, model.calls(), fleet.settings).read(fleet.database).violations()
+
+
+@pytest.mark.parametrize("planted", LODGINGS)
+def test_a_cleanup_without_its_guards_is_found(fleet: Callable[[str], Fleet], model: ModelServer, planted: str):
+    ours, found, missing = fleet(planted), list[str](), LODGINGS[planted]
+    for _ in range(TRIES):
+        found += lodge(ours, model)
+        missing = tuple(wanted for wanted in missing if not re.search(wanted, "\n".join(found)))
+        if not missing:
+            break
+        ours.add_worker()
+    assert not missing, found
+
+
 def kinds_of(found: list[str]) -> set[str]:
     return {sentence.partition(":")[0] for sentence in found}
 
@@ -180,3 +240,4 @@ def kinds_of(found: list[str]) -> set[str]:
 def test_nothing_is_found_where_none_is_planted(fleet: Callable[[str], Fleet], model: ModelServer):
     ours = fleet("")
     assert {scene: violations(ours, model, scene) for scene in SCENES} == {scene: [] for scene in SCENES}
+    assert lodge(ours, model) == []

@@ -62,3 +62,9 @@ def linger(name: str, context: ToolContext) -> str:
             time.sleep(0.05)
         Path(f"{name}.over").touch()
     return f"{name} is done"
+
+
+@tool
+def choke(text: str) -> str:
+    """Fail over what it was told."""
+    raise ToolError(f"{text} does not go down")

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from inturn.models.store.working import Started
 from inturn.models.tables import TURNS
 from inturn.settings import Settings
 from inturn.workers import live, teller
-from inturn.workers.live import ENDED_SECONDS, Entry, Stylus, Transcript
+from inturn.workers.live import ENDED_SECONDS, FORGOTTEN_SECONDS, Entry, Stylus, Transcript
 from inturn.workers.maintenance import Sweep
 from inturn.workers.queues import live as live_name
 from inturn.workers.teller import ENTRY_LIMIT, SILENCE_SECONDS, Teller
@@ -99,6 +100,36 @@ def test_what_was_wiped_is_told_again(broker: redis_client.Redis, telling: Telle
     one("after")
     wait_until(lambda: text(broker) == "before, after")
     assert broker.ttl(live_name(1)) > LONGEST_CALL
+
+
+def test_no_text_gets_into_the_append_only_file(broker: redis_client.Redis, telling: Teller):
+    where: Any = broker.config_get("dir")
+    broker.set("beside", "this does")
+    one = telling.begin(started())
+    one("this does not")
+    wait_until(lambda: text(broker))
+    kept = b"".join(file.read_bytes() for file in Path(where["dir"]).glob("appendonlydir/*"))
+    assert b"this does" in kept
+    assert b"this does not" not in kept
+
+
+def test_what_is_forgotten_is_not_told_again(broker: redis_client.Redis, telling: Teller):
+    """Of a session that is deleted while its worker does not know it yet."""
+    one, other = telling.begin(started()), telling.begin(started(session=2))
+    one("a secret ")
+    wait_until(lambda: text(broker))
+    live.forget(broker, 1)
+    for _ in range(3):
+        one("and more of it")
+        other("x")
+        time.sleep(2 * teller.GATHER_SECONDS)
+    telling.forget(started())
+    telling.settled(settlement(started(session=2)))
+    wait_until(lambda: entries(broker, 2)[-1].end)
+    assert text(broker, 2) == "xxx"
+    assert entries(broker) == []
+    assert broker.get(live_name(1)) == b""
+    assert 0 < broker.ttl(live_name(1)) <= FORGOTTEN_SECONDS
 
 
 def test_many_are_told_in_one_go(broker: redis_client.Redis, telling: Teller):

@@ -7,6 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
+from pathlib import Path
 from typing import Any, NoReturn
 
 import orjson
@@ -52,6 +53,28 @@ def test_a_connection_that_is_made_while_its_database_is_closed_is_closed_as_it_
             driver: Any = db.connection.driver_connection
         with pytest.raises((psycopg.OperationalError, sqlite3.ProgrammingError)):
             driver.execute("SELECT 1")
+
+
+@only_sqlite
+def test_the_wal_is_emptied_unless_somebody_reads_what_is_in_there(migrated_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(database, "CHECKPOINT_TRIES", 2)
+    mine, other = Database(migrated_url), Database(migrated_url)
+    wal = Path(f"{mine.url.database}-wal")
+    with closing(mine), closing(other):
+        with other.reading() as db:
+            assert db.execute(text("SELECT count(*) FROM sessions")).scalar() == 0
+            with mine.writing() as writer:
+                writer.execute(
+                    text("INSERT INTO ticks (name, slot, fired_at) VALUES ('tock', 1, '2026-11-29 00:00:00')")
+                )
+            assert not mine.empty_wal()
+            with mine.writing() as writer:
+                writer.execute(text("UPDATE ticks SET slot = 2"))
+        assert b"tock" in wal.read_bytes()
+        assert mine.empty_wal()
+        assert wal.stat().st_size == 0
+        with other.reading() as db:
+            assert db.execute(text("SELECT slot FROM ticks")).scalar() == 2
 
 
 @only_sqlite

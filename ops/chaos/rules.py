@@ -1,0 +1,84 @@
+"""The rules of retention of a run, and the sessions that each is for: an ID, a label or a model says which."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+DAY_SECONDS = 86400.0
+SOON_SECONDS, OLD_SECONDS = 1.0, 3.0
+"""Retention's shortest time is a second: some sessions are removed between two prompts."""
+MOST = 2
+FILED = {"keep": "file"}
+OWN, ERASURE = "own", "erasure"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sessions that one rule covers, whose IDs say so: ``RUN-NAME-0``.
+
+    Attributes:
+        name: the rule's, too.
+        says: the rule, as in ``inturn.toml``; empty: the sessions' own times are one.
+        how: they are made.
+        size: how many there are, beside one that is held.
+        idle_seconds, age_seconds, most: when the rule comes for them: idle, made so long ago, more than so many.
+    """
+
+    name: str
+    says: dict[str, Any] = field(default_factory=dict)
+    how: dict[str, Any] = field(default_factory=dict)
+    size: int = 2
+    idle_seconds: float | None = None
+    age_seconds: float | None = None
+    most: int | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        return bool(self.says.get("forever"))
+
+    @property
+    def is_archived(self) -> bool:
+        return "archive" in self.says
+
+
+def idle(name: str, says: dict[str, Any], **how: Any) -> Group:
+    return Group(name, says | {"idle_days": SOON_SECONDS / DAY_SECONDS}, how, idle_seconds=SOON_SECONDS)
+
+
+GROUPS = (
+    Group(OWN, how={"retention": timedelta(seconds=SOON_SECONDS)}, size=3, idle_seconds=SOON_SECONDS),
+    # By its label it would be for another rule as well, which comes later.
+    Group("kept", {"match": "*-kept-*", "forever": True}, how={"labels": FILED}),
+    Group("few", {"match": "*-few-*", "more_than": MOST}, size=4, most=MOST),
+    Group("aged", {"match": "*-aged-*", "age_days": OLD_SECONDS / DAY_SECONDS}, age_seconds=OLD_SECONDS),
+    idle("filed", {"labels": FILED, "archive": ""}, labels=FILED),
+    idle("brief", {"model": "server/brief"}, model="server/brief"),
+    idle("idle", {"match": "*-idle-*"}),
+)
+
+
+def retention(archives: Path) -> dict[str, Any]:
+    """Settings: the rules, and a cleanup every other second, in small chunks.
+
+    Args:
+        archives: a directory.
+    """
+    rules = [
+        {"name": group.name} | group.says | ({"archive": str(archives)} if group.is_archived else {})
+        for group in GROUPS
+        if group.says
+    ]
+    return {"retention": rules, "cleanup_interval_seconds": 2, "cleanup_chunk": 2}
+
+
+def groups_of(rules: Collection[str]) -> list[Group]:
+    """Those whose rules a deployment has."""
+    return [group for group in GROUPS if not group.says or group.name in rules]
+
+
+def group_of(run: str, key: str) -> Group | None:
+    """Whose a session is, by its ID."""
+    name = key.removeprefix(f"{run}-").partition("-")[0]
+    return next((group for group in GROUPS if group.name == name), None)
