@@ -10,6 +10,7 @@ from sqlalchemy import String, Table, cast, or_, select
 
 from inturn.models.database import Database
 from inturn.models.rows import Row
+from inturn.models.store.retention import ERASURE
 from ops.chaos.entries import Entries
 from ops.chaos.promises import Deleted, Population
 
@@ -36,7 +37,7 @@ def undeleted(books: Entries) -> Iterator[str]:
 
 def removed(books: Entries) -> Iterator[str]:
     """Retention removes no prompt that waits: everything that was accepted there had its call, unless the model could not
-    be reached meanwhile: a turn that failed of that waits for nothing.
+    be reached meanwhile: a turn that failed of that waits for nothing. And who deletes has a receipt of it as an erasure.
     """
     counts, called = Counter(one.session for one in books.log.accepted), books.calls_of().keys()
     expired = {deleted.session: deleted.at for deleted in books.log.deleted if deleted.expired}
@@ -51,19 +52,18 @@ def removed(books: Entries) -> Iterator[str]:
     for deleted in books.log.deleted:
         if deleted.expired:
             yield from removed_once(books, deleted, counts[deleted.session])
-    known = [(deleted.key, deleted.since, deleted.at) for deleted in books.log.deleted if deleted.expired]
     for row in books.removals:
-        if not any(key == row.session_key and since <= row.removed_at.timestamp() <= at for key, since, at in known):
-            yield f"session {row.session_key} was removed at {row.removed_at}, and nobody noticed"
+        if not any(is_of(row, deleted) and deleted.expired == (row.rule != ERASURE) for deleted in books.log.deleted):
+            yield f"session {row.session_key} was removed at {row.removed_at} by {row.rule!r}, and nobody noticed"
+
+
+def is_of(row: Any, gone: Deleted) -> bool:
+    return bool(row.session_key == gone.key and gone.since <= row.removed_at.timestamp() <= gone.at)
 
 
 def removed_once(books: Entries, gone: Deleted, prompts: int) -> Iterator[str]:
     """It was removed with all its turns. Others that were made before, their answers lost, came and went without any."""
-    rows = [
-        row.turns
-        for row in books.removals
-        if row.session_key == gone.key and gone.since <= row.removed_at.timestamp() <= gone.at
-    ]
+    rows = [row.turns for row in books.removals if is_of(row, gone)]
     if not rows:
         yield f"session {gone.session} expired, and no removal is on record"
     elif rows[-1] < prompts or any(rows[:-1]):

@@ -50,6 +50,7 @@ def honest_books() -> Books:
     books.sessions.append(SimpleNamespace(id=7, key="run-plain-0", state="active"))
     books.log.accepted.append(Accepted(8, 1, "doomed canary-8", 0.01, START, Population.DOOMED))
     books.log.deleted.append(Deleted(8, "run-doomed-0", "canary-8", START))
+    books.removals.append(a_removal(1, -1, "erasure", "run-doomed-0"))
     return books
 
 
@@ -154,8 +155,8 @@ def expire(books: Books, *, turns: int = 1, population: Population = Population.
     books.calls.append(a_call(8, ["short"]))
 
 
-def a_removal(turns: int, when: float) -> SimpleNamespace:
-    return SimpleNamespace(session_key="run-expiring-0", turns=turns, removed_at=at(when))
+def a_removal(turns: int, when: float, rule: str = "own", key: str = "run-expiring-0") -> SimpleNamespace:
+    return SimpleNamespace(session_key=key, turns=turns, removed_at=at(when), rule=rule)
 
 
 def late_settlement(books: Books) -> None:
@@ -261,6 +262,8 @@ LIES: list[tuple[str, Callable[[Books], Any]]] = [
     ("removed", lambda books: expire(books, population=Population.HELD)),
     ("removed", both(expire, lambda books: books.removals.append(a_removal(0, 10)))),
     ("removed", both(expire, lambda books: books.removals.insert(0, a_removal(1, 7)))),
+    ("removed", both(expire, lambda books: setattr(books.removals[-1], "rule", "erasure"))),
+    ("removed", lambda books: books.removals.append(a_removal(1, -1, "own", "run-doomed-0"))),
     # 8. afterwards
     ("left", lambda books: setattr(books.leases[0], "owner", "somebody")),
     ("left", lambda books: setattr(books.leases[0], "ready_at", NOON)),
@@ -294,7 +297,7 @@ def test_a_session_may_have_come_and_gone_before_anybody_knew_that_it_was_made()
     books = honest_books()
     expire(books)
     assert books.violations() == []
-    books.removals.insert(0, a_removal(0, 3))
+    books.removals.insert(1, a_removal(0, 3))
     assert books.violations() == []
 
 
