@@ -33,7 +33,9 @@ def test_30_delete_removes_everything(deployment: Deployment, client: Client, na
     assert set(deployment.rows_of(surrogate)) == {"sessions", "leases", "turns", "messages", "attempts"}
     client.delete_session(name)
     assert deployment.rows_of(surrogate) == []
-    assert [row for row in deployment.dump() if name in str(row)] == []
+    [(table, receipt)] = [(table, row) for table, row in deployment.dump() if name in str(row)]
+    assert (table, receipt["rule"], receipt["session_key"]) == ("removals", "erasure", name)
+    assert f"{name} " not in str(receipt), "it has no text"
     for use in (lambda: session.send("late"), session.metadata, lambda: client.hold_session(name)):
         with pytest.raises(SessionNotFoundError, match=name):
             use()
