@@ -86,7 +86,7 @@ def test_it_is_shown_when_rules_are_carried_out_next(shell: Shell) -> None:
     assert run > datetime.now(UTC)
     assert (default["cron"], default["time_zone"], default["next_at"], gold["next_at"]) == (None, None, None, None)
     found = shell.run("retention", "show")
-    assert found.stdout.splitlines()[0].split("\t")[5:] == ["NEXT", "CRON", "ARCHIVE"]
+    assert found.stdout.splitlines()[0].split("\t")[5:] == ["NEXT", "CRON", "ARCHIVE", "WHAT"]
     assert f"\t{YEARLY} {ZONE}\t" in found.stdout
     assert "no beat is alive, so no rule is carried out by itself: `inturn up` starts one" in found.stderr
 
