@@ -73,10 +73,10 @@ class Correspondent:
             except StorageError:
                 time.sleep(RETRY_SECONDS)
 
-    def bury(self, *, expired: bool = False, erased: bool = False) -> None:
+    def bury(self, *, expired: bool = False) -> None:
         """Note that the session is gone."""
         life = self.life
-        gone = Deleted(life.surrogate, self.key, life.canary, time.time(), expired, life.since, erased)
+        gone = Deleted(life.surrogate, self.key, life.canary, time.time(), expired, life.since)
         self.log.deleted.append(gone)
 
     def send(self, prompt: str, dice: random.Random, **how: Any) -> Turn | None:

@@ -99,7 +99,7 @@ class Lodgers:
             )
             self._insistently(lambda which=which: self._client.delete_sessions(**which))  # type: ignore[misc]
             for one in self._erased:
-                one.bury(erased=True)
+                one.bury()
                 one.create()
 
     def clean_up(self, dice: random.Random) -> None:

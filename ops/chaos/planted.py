@@ -30,10 +30,10 @@ from inturn.cli import main
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.states import SessionState
-from inturn.models.store import retention, rules
+from inturn.models.store import receipts, retention, rules
 from inturn.models.store.dialects import postgresql, sqlite
 from inturn.models.store.selecting import has_work
-from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, SESSIONS, TURNS
+from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
 from inturn.settings import Settings
 
 ENGINES: tuple[Any, ...] = (postgresql, sqlite)
@@ -142,7 +142,14 @@ def order() -> None:
 
 
 def receipt() -> None:
-    put(retention, "note", lambda *about: None)
+    note = receipts.note
+
+    def forgetful(db: Connection, run: int, *about: Any) -> Any:
+        removals = note(db, run, *about)
+        db.execute(delete(REMOVALS).where(REMOVALS.c.run_id == run))
+        return removals
+
+    put(retention, "note", forgetful)
 
 
 def archive() -> None:

@@ -16,7 +16,7 @@ class Population(StrEnum):
     DOOMED = "doomed"
     """Deleted in the middle of everything, and made again under the same ID."""
     ERASED = "erased"
-    """Like a doomed one, together with all that have its label or the beginning of its ID; which leaves receipts."""
+    """Like a doomed one, together with all that have its label or the beginning of its ID."""
     EXPIRING = "expiring"
     """A rule of retention removes it whenever it may."""
     FILED = "filed"
@@ -81,7 +81,6 @@ class Deleted:
         canary: a text that nothing but its prompts held.
         at: Unix time when it was seen gone.
         expired: whether a rule of retention removed it, rather than its user.
-        erased: whether its user did together with others, which leaves a receipt.
         since: Unix time from which on somebody tried to make it. It may be there at once, and the answer be lost.
     """
 
@@ -91,11 +90,6 @@ class Deleted:
     at: float
     expired: bool = False
     since: float = 0.0
-    erased: bool = False
-
-    @property
-    def has_receipt(self) -> bool:
-        return self.expired or self.erased
 
 
 @dataclass(frozen=True, slots=True)

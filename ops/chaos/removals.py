@@ -15,23 +15,24 @@ from ops.chaos.spending import excusing, surely_until
 
 Window = tuple[float, float]
 """From and until when, in Unix time."""
+ERASED = (Population.DOOMED, Population.ERASED)
+"""Whom users take away."""
 TENANTS = {Population.HELD: "held", Population.KEPT: "to be kept for ever"}
 """Whom no rule may take away, and why not."""
 
 
 def removed(books: Entries) -> Iterator[str]:
-    """7. Who is gone was removed once, with all turns, by a rule or a user who has a receipt; nobody else was."""
+    """7. Who is gone was removed once, with all turns, and has a receipt; nobody else was."""
     for one in books.log.accepted:
         if one.population in TENANTS and one.session in books.gone:
             yield f"session {one.session} was {TENANTS[one.population]}, and is gone"
     counts: dict[int, int] = defaultdict(int)
     for one in books.log.accepted:
         counts[one.session] += 1
-    leavers = [gone for gone in books.log.deleted if gone.has_receipt]
-    for gone in leavers:
+    for gone in books.log.deleted:
         yield from removed_once(books, gone, counts[gone.session])
     for row in books.removals:
-        if not any(is_of(row, gone) for gone in leavers):
+        if not any(is_of(row, gone) for gone in books.log.deleted):
             yield f"session {row.session_key} was removed at {row.removed_at}, and nobody noticed"
 
 
@@ -92,7 +93,7 @@ def unruly(books: Entries) -> Iterator[str]:
     for row in books.removals:
         key, group = row.session_key, group_of(books.log.run, row.session_key)
         if row.rule == ERASURE:
-            if not key.startswith(f"{books.log.run}-erased-"):
+            if not key.startswith(tuple(f"{books.log.run}-{population}-" for population in ERASED)):
                 yield f"session {key} was erased, and nobody wanted that"
         elif group is None or group.name != row.rule or group.is_kept:
             yield f"session {key} was removed by the rule {row.rule!r}, which is not for it"
@@ -171,7 +172,7 @@ def unarchived(books: Entries) -> Iterator[str]:
     copies = {archive.run: archive.copies for archive in books.archives}
     for row in [*books.removals, *books.guest_removals]:
         group = group_of(books.log.run, row.session_key)
-        if row.rule != ERASURE and (group is None or group.is_archived):
+        if row.rule != ERASURE and (group is None or group.is_archived):  # or it is a guest
             sent = [one.prompt for gone in lives if is_of(row, gone) for one in books.sent_to(gone.session)]
             if not any(is_copy(copy, row, sent) for copy in copies.get(row.run_id, ())):
                 name = f"session {row.session_key} (removed at {row.removed_at})"

@@ -50,7 +50,8 @@ def honest_books() -> Books:
     books.leases.append(SimpleNamespace(session_id=7, owner=None, ready_at=None, token=10))
     books.sessions.append(SimpleNamespace(id=7, key="run-plain-0", state="active", created_at=NOON))
     books.log.accepted.append(Accepted(8, 1, "doomed canary-8", 0.01, START, Population.DOOMED))
-    books.log.deleted.append(Deleted(8, "run-doomed-0", "canary-8", START))
+    books.log.deleted.append(Deleted(8, "run-doomed-0", "canary-8", START, since=START - 9))
+    book(books, a_removal(1, -1, session_key="run-doomed-0", rule="erasure", run_id=0))
     return books
 
 
@@ -154,12 +155,12 @@ def expire(
     population: Population = Population.EXPIRING,
     rule: str = "own",
     key: str = "run-own-0",
-    erased: bool = False,
+    expired: bool = True,
     **changes: Any,
 ) -> None:
     """A session was removed by a rule of retention, or erased by its user, with one prompt."""
     books.log.accepted.append(Accepted(9, 1, "short", 0.01, START, population))
-    books.log.deleted.append(Deleted(9, key, "canary-9", START + 9, expired=not erased, since=START, erased=erased))
+    books.log.deleted.append(Deleted(9, key, "canary-9", START + 9, expired=expired, since=START))
     book(books, a_removal(turns, 8, rule=rule, session_key=key, **changes))
     books.calls.append(a_call(7, ["short"], outcome="200"))
 
@@ -187,7 +188,8 @@ def book(books: Books, row: SimpleNamespace) -> None:
 
 
 def a_run(number: int, rule: str) -> SimpleNamespace:
-    return SimpleNamespace(id=number, rule=rule, sessions=0, turns=0, messages=0, bytes=0, checksum=None)
+    sums = dict.fromkeys(("sessions", "turns", "messages", "bytes"), 0)
+    return SimpleNamespace(id=number, rule=rule, asked_by="beat", checksum=None, **sums)
 
 
 def file(books: Books, *turns: tuple[str, list[str]], key: str = "run-filed-0", **changes: Any) -> None:
@@ -248,7 +250,7 @@ TRUTHS: list[Callable[[Books], Any]] = [
     lambda books: join(books, "prompt 5\n\nprompt 6"),
     lambda books: break_redis(books, "redis_frozen", 1.2),
     expire,
-    lambda books: expire(books, rule="erasure", key="run-erased-0", erased=True, population=Population.ERASED),
+    lambda books: expire(books, rule="erasure", key="run-erased-0", expired=False, population=Population.ERASED),
     both(expire, lambda books: books.log.holds.append(Hold("run-own-0", START + 1, START + 7))),
     both(expire, lambda books: setattr(books.calls[-1], "end", START + 8.05)),
     lambda books: file(books, FILED),
@@ -338,6 +340,7 @@ LIES: list[tuple[str, Callable[[Books], Any]]] = [
     ("undeleted", lambda books: books.tries[6, 1].append(a_try(5, 1))),
     ("removed", lambda books: expire(books, turns=0)),
     ("removed", both(expire, lambda books: books.removals.pop())),
+    ("removed", lambda books: books.removals.pop()),
     ("removed", lambda books: expire(books, population=Population.HELD)),
     ("removed", lambda books: expire(books, population=Population.KEPT)),
     ("removed", both(expire, lambda books: book(books, a_removal(0, 10)))),
@@ -435,6 +438,7 @@ def test_figures():
     assert (found["accepted"], found["lost"], found["overlaps"], found["violations"]) == (6, 0, {}, {})
     assert found["send"]["healthy"] == {"count": 6, "p50_ms": 10.0, "p99_ms": 10.0}
     assert found["drain"]["p50_s"] == 0.5
+    assert (found["removed"], found["by_beat"]) == ({"erasure": 1}, 1)
 
 
 def test_a_database_that_guards_itself_has_no_violations(database_url: str):
