@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 EXPIRING = {
-    "batches": "batch_days",
-    "unread-batches": "unread_batch_days",
-    "deliveries": "delivery_days",
-    "spending": "spending_days",
-    "receipts": "receipt_days",
+    "read batches": "batch_days",
+    "unread batches": "unread_batch_days",
+    "old deliveries": "delivery_days",
+    "past spending": "spending_days",
+    "old receipts": "receipt_days",
 }
-"""What expires besides sessions, as receipts call it, and the setting that says when."""
+"""What expires besides sessions, as receipts call it (no rule has a space in its name), and the setting that says when."""
 TICK_DAYS = 30
-"""The same of ``ticks``. The last one of each stays, and nothing is decided by those before."""
-RESERVED = ("default", "own", "older-than", "erasure", "discard", "ticks", *EXPIRING)
+"""The same of ``old ticks``. The last one of each stays, and nothing is decided by those before."""
+RESERVED = ("default", "own", "older-than", "erasure", "discard")
 """What receipts call removals that no configured rule asked for."""
 DAY_SECONDS = 86400.0
 

@@ -235,7 +235,7 @@ class Settings(BaseSettings):
         """What expires besides sessions, as the store knows it."""
         from inturn.models.store.expiry import Expiry  # brings SQLAlchemy
 
-        days = {name: getattr(self, setting) for name, setting in EXPIRING.items()} | {"ticks": TICK_DAYS}
+        days = {name: getattr(self, setting) for name, setting in EXPIRING.items()} | {"old ticks": TICK_DAYS}
         return [Expiry(name, each * DAY_SECONDS) for name, each in days.items()]
 
     def hooks(self) -> "list[Hook]":

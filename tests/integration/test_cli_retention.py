@@ -60,12 +60,12 @@ def test_rules_are_shown_with_what_they_come_to(shell: Shell) -> None:
         ["gold", "tier=gold", "never", "1", "0"],
         ["drafts", "draft-*", "idle for 1d or beyond the 10 active last", "2", "2"],
         ["default", "all others", "idle for 30d", "1", "0"],
-        ["batches", "batches whose results were read", "after 90d", "-", "0"],
-        ["unread-batches", "batches that are over, and that nobody read", "after 365d", "-", "0"],
-        ["deliveries", "deliveries of webhooks that are over, or that nobody sends", "after 30d", "-", "0"],
-        ["spending", "what was spent of budgets on past days", "after 30d", "-", "0"],
-        ["receipts", "receipts of removals, and past holds", "after 3650d", "-", "0"],
-        ["ticks", "what the timetable fired, but for each last time", "after 30d", "-", "0"],
+        ["read batches", "batches whose results were read", "after 90d", "-", "0"],
+        ["unread batches", "batches that are over, and that nobody read", "after 365d", "-", "0"],
+        ["old deliveries", "deliveries of webhooks that are over, or that nobody sends", "after 30d", "-", "0"],
+        ["past spending", "what was spent of budgets on past days", "after 30d", "-", "0"],
+        ["old receipts", "receipts of removals, and past holds", "after 3650d", "-", "0"],
+        ["old ticks", "what the timetable fired, but for each last time", "after 30d", "-", "0"],
     ]
     assert "3 sessions due now" in shell.run("retention", "show").stderr
     assert [(one["name"], one["due"]) for one in shell.records("retention", "show")][2] == ("drafts", 2)
@@ -111,18 +111,20 @@ def test_what_else_expired_goes_with_the_same_cleanup(shell: Shell) -> None:
         for day in ("2026-01-01", "2026-01-02"):
             values = {"scope": "all", "slot": day, "usd": 1.0, "tokens": 1}
             store.write(lambda db, values=values: db.execute(insert(SPENDING).values(values)))
-    due = [{"rule": "batches", "rows": 1}, {"rule": "spending", "rows": 2}]
+    due = [{"rule": "read batches", "rows": 1}, {"rule": "past spending", "rows": 2}]
     assert shell.records("cleanup", "--dry-run") == due
-    assert "besides, 1 row of batches, 2 rows of spending would go" in shell.run("cleanup", "--dry-run").stderr
+    assert (
+        "besides, 1 row of read batches, 2 rows of past spending would go" in shell.run("cleanup", "--dry-run").stderr
+    )
     shown = {one["name"]: one for one in shell.records("retention", "show")}
-    assert (shown["batches"]["seconds"], shown["batches"]["due"]) == (5 * 86400, 1)
+    assert (shown["read batches"]["seconds"], shown["read batches"]["due"]) == (5 * 86400, 1)
     assert shell.records("cleanup", "--older-than", "9d", "--yes") == [], "that is about sessions, and nothing else"
     assert shell.records("cleanup") == due, "of sessions nothing is due, so nobody is asked"
     assert [one["id"] for one in shell.records("batch", "list")] == ["lately"]
     assert shell.records("cleanup", "--dry-run") == []
     runs = [(one["rule"], one["sessions"], one["rows"]) for one in shell.records("retention", "history")]
-    assert runs == [("spending", 0, 2), ("batches", 0, 1)]
-    assert "spending" in shell.ok("retention", "history")
+    assert runs == [("past spending", 0, 2), ("read batches", 0, 1)]
+    assert "past spending" in shell.ok("retention", "history")
     refused = shell.run("cleanup", "--dry-run", INTURN_BATCH_DAYS="10")
     assert refused.returncode != 0
     assert "batch_days is 10" in refused.stderr
@@ -297,7 +299,7 @@ def test_the_sdk_says_the_same(shell: Shell) -> None:
         assert session is not None
         assert (session.hold_reason, session.held_by) == ("claim 4711", "the counsel")
         assert [one.due for one in client.list_rules()] == [1, 0, 2, 0]
-        assert {one.expiry.name: one.due for one in client.list_expiries()}["batches"] == 0
+        assert {one.expiry.name: one.due for one in client.list_expiries()}["read batches"] == 0
         found = client.outlook("draft-1")
         assert (found.rule and found.rule.name, found.due) == ("drafts", True)
         seen: list[tuple[int, int]] = []

@@ -131,7 +131,7 @@ def test_the_scheduled_cleanup_does_it_once_a_period(store: Store, redis: RedisS
             scheduled_cleanup(store.database, settings, Meter())
         assert not broker.exists(MAILBOXES)
     assert [(run.rule, run.asked_by, run.rows) for run in receipts.list_runs(store.database)] == [
-        ("batches", "beat", 1)
+        ("read batches", "beat", 1)
     ]
     after = space.look(store.database)
     assert before is None or (after is not None and after.size < before.size / 2)

@@ -17,13 +17,13 @@ from inturn.models.store.expiry import KINDS, Expiry
 from inturn.models.store.lines import BadLine
 from inturn.models.store.receipts import Run
 from inturn.models.tables import BATCH_LINES, BATCHES, REMOVAL_RUNS, SPENDING, TICKS
-from inturn.retention_settings import EXPIRING, RESERVED
+from inturn.retention_settings import EXPIRING
 from inturn.settings import Settings
 from tests.integration.stores import Store, meet
 from tests.integration.test_store_batches import lines, submit, tend, work
 
 DAY = 86400.0
-READ, UNREAD = Expiry("batches", 90 * DAY), Expiry("unread-batches", 365 * DAY)
+READ, UNREAD = Expiry("read batches", 90 * DAY), Expiry("unread batches", 365 * DAY)
 
 
 def expire(store: Store, *kinds: Expiry) -> list[Run]:
@@ -64,8 +64,8 @@ def test_batches_go_when_they_were_read_and_later_when_nobody_did(store: Store):
     store.change(BATCHES, BATCHES.c.key == "at-work", created_at=now(-900 * DAY), stored_at=now(-900 * DAY))
     assert [expiry.count_due(store.database, one) for one in (READ, UNREAD)] == [1, 1]
     assert [(run.rule, run.asked_by, run.rows, run.sessions) for run in expire(store, READ, UNREAD)] == [
-        ("unread-batches", "a test", 1, 0),
-        ("batches", "a test", 1, 0),
+        ("unread batches", "a test", 1, 0),
+        ("read batches", "a test", 1, 0),
     ]
     assert left(store) == {"read-lately", "unread-so-far", "discarding", "at-work"}
     assert lines_left(store) == {ids[name] for name in ("read-lately", "unread-so-far", "discarding")}
@@ -130,7 +130,7 @@ def test_spending_of_past_days_goes_and_what_is_for_good_stays(store: Store):
     store.write(spend, [(("all", True), 1.0, 10), (("label:team=legal", False), 2.0, 20)])
     days = [{"scope": "all", "slot": day, "usd": 1.0, "tokens": 1} for day in ("2025-12-31", "2026-01-01")]
     store.write(lambda db: db.execute(insert(SPENDING), days))
-    assert expire(store, Expiry("spending", 0.001))[0].rows == 2
+    assert expire(store, Expiry("past spending", 0.001))[0].rows == 2
     with store.database.reading() as db:
         found = {(row.scope, bool(row.slot)) for row in db.execute(select(SPENDING))}
     assert found == {("all", True), ("label:team=legal", False)}, "today's may be asked for, however short the time is"
@@ -141,7 +141,7 @@ def test_old_ticks_go_but_for_each_last_one(store: Store):
     for name, slot, days in fired:
         values = {"name": name, "slot": slot, "fired_at": now(days * DAY)}
         store.write(lambda db, values=values: db.execute(insert(TICKS).values(values)))
-    expire(store, Expiry("ticks", 30 * DAY))
+    expire(store, Expiry("old ticks", 30 * DAY))
     with store.database.reading() as db:
         found = {(row.name, row.slot) for row in db.execute(select(TICKS))}
     assert found == {("cleanup", 2), ("yearly", 7), ("hourly", 9)}
@@ -151,8 +151,8 @@ def test_runs_whose_process_died_go_as_well(store: Store):
     receipts.begin_run(store.database, "drafts", "beat")
     receipts.begin_run(store.database, "younger", "beat")
     store.change(REMOVAL_RUNS, REMOVAL_RUNS.c.rule == "drafts", began_at=now(-4000 * DAY))
-    expire(store, Expiry("receipts", 3650 * DAY))
-    assert [run.rule for run in receipts.list_runs(store.database) if run.rule != "receipts"] == ["younger"]
+    expire(store, Expiry("old receipts", 3650 * DAY))
+    assert [run.rule for run in receipts.list_runs(store.database) if run.rule != "old receipts"] == ["younger"]
 
 
 def test_what_fails_holds_up_nothing_else_and_stands_in_the_history(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -161,7 +161,7 @@ def test_what_fails_holds_up_nothing_else_and_stands_in_the_history(store: Store
     whole = expiry.remove
 
     def broken(database: Database, each: Expiry, run: int, pace: Pace) -> int:
-        if each.name == "batches":
+        if each.name == "read batches":
             raise StorageError("the disk is on fire")
         return whole(database, each, run, pace)
 
@@ -170,11 +170,11 @@ def test_what_fails_holds_up_nothing_else_and_stands_in_the_history(store: Store
         expire(store, READ, UNREAD)
     assert left(store) == {"read"}
     found = [(run.rule, run.rows, run.error) for run in receipts.list_runs(store.database)]
-    assert found == [("unread-batches", 1, None), ("batches", 0, "the disk is on fire")]
+    assert found == [("unread batches", 1, None), ("read batches", 0, "the disk is on fire")]
 
 
 def test_every_kind_has_its_setting_and_its_name_to_itself():
     settings = Settings.load(batch_days=2)
-    assert {one.name for one in settings.expiries()} == set(KINDS) == {*EXPIRING, "ticks"}
-    assert {one.name: one.seconds for one in settings.expiries()}["batches"] == 2 * DAY
-    assert set(KINDS) <= set(RESERVED)
+    assert {one.name for one in settings.expiries()} == set(KINDS) == {*EXPIRING, "old ticks"}
+    assert {one.name: one.seconds for one in settings.expiries()}["read batches"] == 2 * DAY
+    assert all(" " in name for name in KINDS), "and so they are no names of rules"

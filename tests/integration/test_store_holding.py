@@ -56,9 +56,9 @@ def test_when_its_session_goes_the_reason_goes_and_the_rest_stays(store: Store):
     (gone,), (there,) = (holding.list_past(store.database, key) for key in ("s", "other"))
     assert (gone.reason, gone.held_by, gone.released_by) == (None, "ann@host", "bob@host")
     assert there.reason == "claim 4711"
-    assert expiry.remove(store.database, Expiry("receipts", 3600), 0, Pace(50)) == 0
+    assert expiry.remove(store.database, Expiry("old receipts", 3600), 0, Pace(50)) == 0
     assert holding.list_past(store.database, "s")
-    assert expiry.remove(store.database, Expiry("receipts", -3600), 0, Pace(50)) == 2
+    assert expiry.remove(store.database, Expiry("old receipts", -3600), 0, Pace(50)) == 2
     assert not holding.list_past(store.database, "s")
 
 

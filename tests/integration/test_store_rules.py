@@ -230,7 +230,7 @@ def test_receipts_say_what_went_by_which_rule_and_for_whom(store: Store, tmp_pat
     with store.database.reading() as db:
         assert "CANARY" not in repr(db.execute(select(REMOVALS)).all()) + repr(run)
     for seconds, counts in ((DAY, 0), (-DAY, 3), (-DAY, 0)):
-        assert expiry.remove(store.database, Expiry("receipts", seconds), 0, Pace(2)) == counts
+        assert expiry.remove(store.database, Expiry("old receipts", seconds), 0, Pace(2)) == counts
     assert receipts.list_runs(store.database) == []
 
 

@@ -270,7 +270,7 @@ def test_old_ones_are_removed_and_what_waits_is_kept(store: Store) -> None:
     store.change(WEBHOOK_DELIVERIES, WEBHOOK_DELIVERIES.c.subject != "1.3", created_at=now(-9999))
     old = (WEBHOOK_DELIVERIES.c.state == "delivered") & (WEBHOOK_DELIVERIES.c.subject != "1.3")
     store.change(WEBHOOK_DELIVERIES, old, finished_at=now(-9999))
-    assert expiry.remove(store.database, Expiry("deliveries", 3600), 0, Pace(2)) == 3
+    assert expiry.remove(store.database, Expiry("old deliveries", 3600), 0, Pace(2)) == 3
     assert [one.subject for one in deliveries(store)] == ["1.4", "1.3"]
 
 
@@ -280,6 +280,6 @@ def test_what_nobody_sends_any_more_is_removed_in_the_end(store: Store) -> None:
         announce(store, f"1.{number}")
     store.change(WEBHOOK_DELIVERIES, WEBHOOK_DELIVERIES.c.id > 0, created_at=now(-9999))
     store.change(WEBHOOK_DELIVERIES, WEBHOOK_DELIVERIES.c.subject == "1.0", ready_at=now(-9999))
-    assert expiry.count_due(store.database, Expiry("deliveries", 3600)) == 1
-    assert expiry.remove(store.database, Expiry("deliveries", 3600), 0, Pace(2)) == 1
+    assert expiry.count_due(store.database, Expiry("old deliveries", 3600)) == 1
+    assert expiry.remove(store.database, Expiry("old deliveries", 3600), 0, Pace(2)) == 1
     assert [one.subject for one in deliveries(store)] == ["1.2", "1.1"]

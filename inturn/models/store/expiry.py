@@ -147,12 +147,12 @@ def _lines_of_none() -> _Rows:
 
 LINES_OF_NONE = _lines_of_none()
 KINDS: dict[str, tuple[str, Callable[[str, float], list[_Rows]]]] = {
-    "batches": ("batches whose results were read", _batches),
-    "unread-batches": ("batches that are over, and that nobody read", _unread_batches),
-    "deliveries": ("deliveries of webhooks that are over, or that nobody sends", _deliveries),
-    "spending": ("what was spent of budgets on past days", _spending),
-    "ticks": ("what the timetable fired, but for each last time", _ticks),
-    "receipts": ("receipts of removals, and past holds", _receipts),
+    "read batches": ("batches whose results were read", _batches),
+    "unread batches": ("batches that are over, and that nobody read", _unread_batches),
+    "old deliveries": ("deliveries of webhooks that are over, or that nobody sends", _deliveries),
+    "past spending": ("what was spent of budgets on past days", _spending),
+    "old ticks": ("what the timetable fired, but for each last time", _ticks),
+    "old receipts": ("receipts of removals, and past holds", _receipts),
 }
 """What each is, in words and in SQL."""
 
