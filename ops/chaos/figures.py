@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from inturn.archives.directory import PARTIAL
 from inturn.workers.maintenance import BEAT
 from ops.chaos.books import Books
 from ops.chaos.entries import Entries
@@ -25,7 +26,9 @@ def figures(books: Books, faults: Sequence[Fault], log: Log) -> dict[str, Any]:
         "deleted": len(log.deleted),
         "removed": dict(Counter(row.rule for row in books.removals)),
         "by_beat": sum(run.sessions for run in books.runs.values() if run.asked_by == BEAT),
-        "archives": len(books.archives),
+        "archives": dict(
+            Counter("partial" if archive.path.suffix == PARTIAL else "whole" for archive in books.archives)
+        ),
         "brought_back": len(log.guests),
         "cancelled": sum(row.state == "cancelled" for row in books.turns.values()),
         "failed": sum(row.state == "failed" for row in books.turns.values()),

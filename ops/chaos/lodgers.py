@@ -20,7 +20,7 @@ from ops.chaos.rules import groups_of
 
 T = TypeVar("T")
 
-LODGE_SECONDS, CLEANUP_SECONDS, ERASE_SECONDS = (0.1, 0.5), (0.2, 0.6), (0.5, 2.0)
+LODGE_SECONDS, CLEANUP_SECONDS, ERASE_SECONDS = (0.1, 0.5), (0.5, 3.0), (0.5, 2.0)
 HOLD_SECONDS, HELD_SECONDS, RETURN_SECONDS = (0.1, 1.0), (1.0, 4.0), (1.0, 3.0)
 AT_ONCE = 4
 """Sessions that are sent to one after the other."""

@@ -15,7 +15,7 @@ from ops.chaos.nemesis import Attack
 
 AT_WORK_SECONDS = (0.5, 3.0)
 """From its start on, most of which it takes to begin."""
-CHUNKS = (1, 3)
+CHUNKS = (1, 8)
 LONGEST_SECONDS = 10
 """What takes longer is killed: the next fault waits."""
 
