@@ -5,12 +5,10 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement
 
@@ -26,16 +24,12 @@ from inturn.models.store.rules import Rule
 if TYPE_CHECKING:
     from inturn.archives.writing import Archive
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
 
 FEW = 100
 """So many sessions may always be removed at once, whatever share of all they are."""
 ALL_RULES = "all rules"
 """What a run that was refused is booked under."""
-REMOVERS = {"sqlite": 1, "postgresql": 2}
-"""So many connections remove chunks side by side, unless it is paced: SQLite has one writer."""
 FIRST = 50
 """Sessions in the first chunk."""
 PACED_SECONDS = 0.02
@@ -127,19 +121,9 @@ class Cleanup:
         if archive is not None:
             yield from self._archived(rule, which, run, archive)
             return
-        removers = 1 if self.is_paced else REMOVERS[self.database.dialect]
-        paces = SimpleQueue[Pace]()
-        for _ in range(removers):
-            paces.put(self._pace())
-
-        def remove() -> list[Removal]:
-            pace = paces.get()
-            try:
-                return remover(rule)(self.database, rule, which, run, self.chunk, pace=pace)
-            finally:
-                paces.put(pace)
-
-        yield from side_by_side(remove, removers)
+        pace = self._pace()
+        while removed := remover(rule)(self.database, rule, which, run, self.chunk, pace=pace):
+            yield from removed
 
     def _archived(self, rule: Rule, which: ColumnElement[bool], run: int, archive: "Archive") -> Iterator[Removal]:
         """A chunk is durable before it is removed. One that was changed meanwhile stays."""
@@ -201,15 +185,3 @@ def caller() -> str:
     except (OSError, KeyError, ImportError):  # a user without a name, as in containers
         user = str(os.getuid()) if hasattr(os, "getuid") else "somebody"
     return f"{user}@{platform.node()}"[:200]
-
-
-def side_by_side(work: Callable[[], list[T]], many: int) -> Iterator[T]:
-    """What ``work`` gives each time until it gives nothing, called from so many threads at once."""
-    with ThreadPoolExecutor(many, "inturn-cleanup") as threads:
-        waiting = {threads.submit(work) for _ in range(many)}
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for each in done:
-                if found := each.result():
-                    waiting.add(threads.submit(work))
-                    yield from found

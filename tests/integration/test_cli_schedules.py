@@ -124,7 +124,8 @@ def test_a_beat_that_is_there_is_not_asked_for(shell: Shell) -> None:
     added = shell.run("schedule", "add", "ann-1", "hi", *MONDAYS, "--name", "weekly")
     assert NO_BEAT not in added.stderr
     why = shell.ok("why", "ann-1")
-    assert "; schedule weekly sends to it next, at 2" in why
+    moment = r"(\d{4}-\d\d-\d\d )?\d\d:\d\d"  # without the day on Mondays before nine
+    assert re.search(rf"; schedule weekly sends to it next, at {moment}", why)
     assert "no beat" not in why
 
 

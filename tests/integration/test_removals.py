@@ -30,7 +30,7 @@ def client(store: Store, tmp_path: Path) -> Iterator[Client]:
     ]
     with Client(
         Settings.load(home=tmp_path, database_url=url, broker_url="redis://127.0.0.1:1/0").model_copy(
-            update={"retention": rules, "max_removal_share": 1.0}
+            update={"retention": rules, "max_removal_share": 1.0, "cleanup_chunk": 100}
         )
     ) as client:
         yield client

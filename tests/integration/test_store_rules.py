@@ -384,13 +384,3 @@ def test_a_session_of_very_many_turns_goes_in_several_transactions(store: Store,
     assert turns_left[-1] == 0
     assert not left(store)
     assert [receipt.turns for receipt in receipts.list_receipts(store.database, "long")] == [5]
-
-
-def test_a_cleanup_side_by_side_removes_each_session_once(store: Store):
-    for number in range(60):
-        there(store, f"s{number}", 40)
-    removed = [it.session_id for it in Cleanup(store.database, [DEFAULT], "me", chunk=3).run()]
-    assert sorted(removed) == sorted(f"s{number}" for number in range(60))
-    assert not left(store)
-    (run,) = receipts.list_runs(store.database)
-    assert run.sessions == 60

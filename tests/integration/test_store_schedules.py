@@ -1,5 +1,6 @@
 """Schedules on both databases: every run is sent once, whoever is there, and whatever becomes of it."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,7 +16,7 @@ from inturn.models.states import Lane, Misfire, ProcessKind, SessionState
 from inturn.models.store import forking, presence, reading, retention, schedules, sweeping
 from inturn.models.store.presence import Process
 from inturn.models.store.schedules import BeatWork, NewSchedule, Schedule
-from inturn.models.store.sending import Sent
+from inturn.models.store.sending import HINT_STALE_SECONDS, Sent
 from inturn.models.tables import SCHEDULES, SESSIONS, TURNS
 from inturn.workers.schedules import Firing
 from tests.integration.stores import Store, meet
@@ -156,7 +157,10 @@ def test_runs_that_nobody_was_there_for(store: Store, misfire: Misfire, back: in
     add(store, misfire=misfire)
     make_due(store, last_run(store, back))
     expected = [f"schedule:1:{last_run(store, day).isoformat()}" for day in days]
-    assert len(fire(store)) == 1, "one hint is enough for a session"
+    began = time.monotonic()
+    hints = len(fire(store))
+    stale = int((time.monotonic() - began) // HINT_STALE_SECONDS)
+    assert 1 <= hints <= 1 + stale, "one hint is enough for a session, as long as it is fresh"
     turns = sorted(reading.list_turns(store.database, session), key=lambda turn: turn.number)
     with store.database.reading() as db:
         keys = db.execute(select(TURNS.c.idempotency_key).order_by(TURNS.c.number)).scalars().all()
