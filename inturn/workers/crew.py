@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from celery import bootsteps
@@ -61,6 +62,16 @@ def on_duty() -> "Crew":
     return _on_duty[-1]
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What keeps a worker from starting is a sentence, and its end. Raises: SystemExit."""
+    try:
+        yield
+    except InturnError as error:
+        logger.critical("%s", error)
+        raise SystemExit(SETTINGS_REFUSED if isinstance(error, SettingsError) else 1) from error
+
+
 class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
     """Celery starts it after the pool, and stops it before: the last replies still need the ledger."""
 
@@ -76,12 +87,9 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: Any) -> None:
         """Refuses to run on a schema that is not this program's, and without the tools that it is to have."""
-        try:
+        with refusals():
             migrations.prepare(self.database)
             self.toolbox.load()
-        except InturnError as error:
-            logger.critical("%s", error)
-            raise SystemExit(SETTINGS_REFUSED if isinstance(error, SettingsError) else 1) from error
         if self.database.dialect == "sqlite" and has_wal_reset_bug():
             logger.warning("action=sqlite_outdated: `inturn doctor` says why a newer SQLite, or PostgreSQL, is safer")
         for name in TOO_TALKATIVE:
@@ -91,7 +99,8 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.process = describe_process(ProcessKind.WORKER, lanes, worker.concurrency)
         shares.share_out(lanes, worker.concurrency, self.settings.batch_share)
         self._assemble()
-        self._begin()
+        with refusals():
+            self._begin()
         gc.set_threshold(NEW_OBJECTS)
         _on_duty.append(self)
 

@@ -128,6 +128,36 @@ i send s hello
     assert rest[-1] == "code 0"
 
 
+HELD_OPEN = """
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+assert db.execute("SELECT key FROM sessions").fetchall() == [("s",)]
+db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+open(sys.argv[1] + ".open", "w").close()
+time.sleep(600)
+"""
+"""Others are at work with the file: it can be opened also when the disk is full."""
+
+
+def test_a_worker_that_starts_on_a_full_disk(tmp_path: Path):
+    (tmp_path / "hold.py").write_text(HELD_OPEN)
+    said = on_a_small_disk(
+        tmp_path,
+        f"""
+i session create s
+{sys.executable} {tmp_path / "hold.py"} $disk/home/inturn.db &
+until [ -e $disk/home/inturn.db.open ]; do sleep 0.1; done
+fill
+i worker
+kill $!
+""",
+    )
+    assert said[:2] == ["s", "code 0"]
+    assert said[-1] == "code 1"
+    assert "has no room left: free some space" in said[-2]
+    assert not [line for line in said if "Traceback" in line]
+
+
 def test_a_reply_that_came_while_the_disk_was_full_is_kept(tmp_path: Path):
     said = on_a_small_disk(
         tmp_path,
