@@ -118,7 +118,7 @@ def _copies(dialect: str, table: Table, expired: int) -> str:
         }[dialect]
         number, changed = "id", {"id": "n", "key": "'bench-' || n", "created_at": moment, "last_activity_at": moment}
     many = {
-        "postgresql": "generate_series(:first, :last) AS many(n)",
+        "postgresql": "generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS many(n)",
         "sqlite": (
             "(WITH RECURSIVE many(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM many WHERE n < :last) "
             "SELECT n FROM many)"

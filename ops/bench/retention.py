@@ -104,6 +104,7 @@ def timed_removal(url: str, expired: int) -> float:
 
 def timed_look(url: str) -> float:
     database = Database(url)
+    retention.count_due(database, RULES)  # connects
     began = time.perf_counter()
     due = retention.count_due(database, RULES)
     took = time.perf_counter() - began
