@@ -136,14 +136,23 @@ def test_counters_say_what_was_done_and_every_metric_is_there(stage: Stage) -> N
         == stage.query("SELECT bytes FROM removals WHERE rule = 'own'")[0].bytes
     )
     assert seen.total("inturn_cleanups_total", outcome="completed") >= 1
-    said = counted_until(urls[1], lambda seen: seen.total("inturn_processes", kind="worker") == 1)
+    told, said = (
+        counted_until(
+            url,
+            lambda seen: (
+                seen.total("inturn_processes", kind="worker") == 1
+                and seen.total("inturn_beat_last_tick_timestamp_seconds") > 0
+            ),
+        )
+        for url in urls
+    )
     assert said.total("inturn_build_info", kind="beat") == 1
 
-    for each in scrape(urls[0]), said:
+    for each in told, said:
         assert each.total("inturn_database_up") == 1
         assert abs(each.total("inturn_beat_last_tick_timestamp_seconds") - time.time()) < 60
         check_names(each)
-    missing = [what.name for what in DEFINITIONS if not any(name in seen.values for name in scraped(what.name))]
+    missing = [what.name for what in DEFINITIONS if not any(name in told.values for name in scraped(what.name))]
     assert missing == []
     assert {"process_cpu_seconds_total", "python_gc_collections_total", "python_info"} <= seen.values.keys()
 
