@@ -205,6 +205,7 @@ def test_two_workers_on_one_host_have_a_port_each_and_one_tells_of_the_others_de
     talk = client.resume_session(session(client, "rescued"))
     turn = talk.send(f'{CANARY} !{{"act": "hang", "times": 1}}')
     counted_until(theirs, lambda seen: seen.total("inturn_leases_held") == 1)
+    wait_until(lambda: any("act" in call.prompt for call in stage.model.calls()), FAULT_SECONDS)  # only one call hangs
     other.kill()
     survivor.go_on()
     assert turn.wait(timeout=REPAIR_SECONDS)
