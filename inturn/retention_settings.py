@@ -64,7 +64,7 @@ class RetentionSettings(BaseModel):
         default=None,
         description="When it is carried out: minute, hour, day, month, weekday. Default with each cleanup.",
     )
-    time_zone: str | None = Field(default=None, description="Where it is that time: an IANA name. Default UTC.")
+    timezone: str | None = Field(default=None, description="Where it is that time: an IANA name. Default UTC.")
     allow_remove_all: bool = Field(
         default=False, description="Whether it may cover every session and keep none of them. Default no."
     )
@@ -100,10 +100,10 @@ class RetentionSettings(BaseModel):
     def _check_cron(cls, cron: object) -> str | None:
         return None if cron is None else checked_cron(cron, "UTC", datetime.now(UTC)).expression
 
-    @field_validator("time_zone", mode="before")
+    @field_validator("timezone", mode="before")
     @classmethod
-    def _check_time_zone(cls, time_zone: object) -> str | None:
-        return None if time_zone is None else checked_timezone(time_zone)
+    def _check_timezone(cls, timezone: object) -> str | None:
+        return None if timezone is None else checked_timezone(timezone)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -115,9 +115,9 @@ class RetentionSettings(BaseModel):
             )
         if self.forever and (limits or self.archive or self.cron):
             raise ValueError(f"rule {self.name!r} keeps its sessions for ever: leave its other limits out, or forever")
-        if self.time_zone and not self.cron:
+        if self.timezone and not self.cron:
             raise ValueError(
-                f"rule {self.name!r} has a time_zone, but no cron to be read in it: add one, or leave it out"
+                f"rule {self.name!r} has a timezone, but no cron to be read in it: add one, or leave it out"
             )
         if not self.forever and not limits:
             raise ValueError(
@@ -150,7 +150,7 @@ class RetentionSettings(BaseModel):
 
     def moments(self) -> Cron | None:
         """When it is carried out; None: with each cleanup."""
-        return None if self.cron is None else Cron(self.cron, self.time_zone or "UTC")
+        return None if self.cron is None else Cron(self.cron, self.timezone or "UTC")
 
     def rule(self) -> "Rule":
         """As the store knows it."""

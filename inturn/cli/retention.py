@@ -74,8 +74,8 @@ def show(invocation: Invocation, as_json: bool) -> None:
 
 def record(one: "RuleInfo") -> dict[str, Any]:
     """A rule, for programs."""
-    cron, time_zone = (one.cron.expression, one.cron.timezone) if one.cron else (None, None)
-    now = {"sessions": one.sessions, "due": one.due, "cron": cron, "time_zone": time_zone, "next_at": one.next_at}
+    cron, timezone = (one.cron.expression, one.cron.timezone) if one.cron else (None, None)
+    now = {"sessions": one.sessions, "due": one.due, "cron": cron, "timezone": timezone, "next_at": one.next_at}
     return asdict(one.rule) | now
 
 

@@ -23,7 +23,7 @@ PERIOD = 4.0
 DAY = 86400.0
 YEAR = 366 * 24 * 60
 """In minutes."""
-EACH_YEAR = {"cron": "0 3 1 1 *", "time_zone": "Europe/Berlin"}
+EACH_YEAR = {"cron": "0 3 1 1 *", "timezone": "Europe/Berlin"}
 """What is due only when a test says so."""
 VIP = {"name": "vip", "labels": {"tier": "gold"}, "forever": True}
 RULES = [

@@ -77,14 +77,14 @@ def test_it_is_shown_when_rules_are_carried_out_next(shell: Shell) -> None:
 
     fill(shell)
     Path("inturn.toml").write_text(
-        RULES.replace("idle_days = 1\n", f"idle_days = 1\ncron = '{YEARLY}'\ntime_zone = '{ZONE}'\n")
+        RULES.replace("idle_days = 1\n", f"idle_days = 1\ncron = '{YEARLY}'\ntimezone = '{ZONE}'\n")
     )
     drafts, default, gold = shown("drafts"), shown("default"), shown("gold")
-    assert (drafts["cron"], drafts["time_zone"], drafts["due"]) == (YEARLY, ZONE, 2)
+    assert (drafts["cron"], drafts["timezone"], drafts["due"]) == (YEARLY, ZONE, 2)
     run = datetime.fromisoformat(drafts["next_at"])
     assert f"{run.astimezone(ZoneInfo(ZONE)):%m-%d %H:%M}" == "01-01 03:00"
     assert run > datetime.now(UTC)
-    assert (default["cron"], default["time_zone"], default["next_at"], gold["next_at"]) == (None, None, None, None)
+    assert (default["cron"], default["timezone"], default["next_at"], gold["next_at"]) == (None, None, None, None)
     found = shell.run("retention", "show")
     assert found.stdout.splitlines()[0].split("\t")[5:] == ["NEXT", "CRON", "ARCHIVE", "WHAT"]
     assert f"\t{YEARLY} {ZONE}\t" in found.stdout

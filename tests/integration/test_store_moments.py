@@ -189,7 +189,7 @@ def test_a_worker_is_asked_until_one_has_come(store: Store, monkeypatch: pytest.
 
 RULES: list[dict[str, Any]] = [
     {"name": "kept", "match": "*-kept", "forever": True},
-    {"name": "nightly", "match": "a-*", "idle_days": 1, "cron": "0 3 1 1 *", "time_zone": "Europe/Berlin"},
+    {"name": "nightly", "match": "a-*", "idle_days": 1, "cron": "0 3 1 1 *", "timezone": "Europe/Berlin"},
     {"name": "weekly", "match": "b-*", "idle_days": 1, "cron": "0 4 1 1 *"},
     {"name": "often", "match": "?-*", "idle_days": 1},
 ]

@@ -104,11 +104,11 @@ def test_they_are_read_from_a_file_and_from_the_environment(tmp_path: Path, monk
         ([{"name": "x", "idle_days": 1, "cron": 3}], "cron is 3: write five fields"),
         ([{"name": "x", "idle_days": 1, "cron": ""}], "cron is '': write five fields"),
         (
-            [{"name": "x", "idle_days": 1, "cron": "0 3 * * *", "time_zone": "Europe/Berln"}],
-            "retention.0.time_zone is 'Europe/Berln'.*did you mean 'Europe/Berlin'",
+            [{"name": "x", "idle_days": 1, "cron": "0 3 * * *", "timezone": "Europe/Berln"}],
+            "retention.0.timezone is 'Europe/Berln'.*did you mean 'Europe/Berlin'",
         ),
-        ([{"name": "x", "idle_days": 1, "cron": "0 3 * * *", "time_zone": ""}], "write an IANA name"),
-        ([{"name": "x", "idle_days": 1, "time_zone": "UTC"}], "has a time_zone, but no cron"),
+        ([{"name": "x", "idle_days": 1, "cron": "0 3 * * *", "timezone": ""}], "write an IANA name"),
+        ([{"name": "x", "idle_days": 1, "timezone": "UTC"}], "has a timezone, but no cron"),
         ([{"name": "x", "forever": True, "cron": "0 3 * * *"}], "keeps its sessions for ever"),
         ([{"name": "x", "more_than": True}], "more_than is 'True'.*valid integer"),
     ],
@@ -120,7 +120,7 @@ def test_rules_that_make_no_sense_are_refused(rules: list[dict[str, Any]], said:
 
 def test_a_rule_may_have_moments_of_its_own():
     settings = load(
-        {"name": "x", "match": "x", "idle_days": 1, "cron": " 0 3  * * mon", "time_zone": "Europe/Berlin"},
+        {"name": "x", "match": "x", "idle_days": 1, "cron": " 0 3  * * mon", "timezone": "Europe/Berlin"},
         {"name": "y", "match": "y", "idle_days": 1, "cron": "*/5 * * * *"},
         {"name": "z", "match": "z", "idle_days": 1},
     )
@@ -138,7 +138,7 @@ def test_a_directory_is_tied_to_a_place(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_is_wider_may_stand_behind_and_what_is_other_anywhere():
-    load(
+    settings = load(
         {"name": "a", "match": "a-b*", "idle_days": 1},
         {"name": "b", "match": "a-*", "labels": {"x": "1"}, "idle_days": 1},
         {"name": "c", "match": "a-*", "kind": "batch", "idle_days": 1},
@@ -146,6 +146,7 @@ def test_what_is_wider_may_stand_behind_and_what_is_other_anywhere():
         {"name": "e", "match": "a-?*", "idle_days": 1},
         {"name": "f", "match": "a-*", "idle_days": 1},
     )
+    assert [rule.name for rule in settings.rules()] == ["own", *"abcdef", "default"]
 
 
 def test_what_stays_of_a_session():

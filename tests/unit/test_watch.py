@@ -75,7 +75,7 @@ def test_a_beat_is_missed(database: Database, clock: Clock, caplog: pytest.LogCa
 def test_a_moment_that_nobody_was_there_for_is_one_of_them(
     database: Database, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rule = {"name": "nightly", "idle_days": 1, "cron": "0 3 * * *", "time_zone": "Europe/Berlin"}
+    rule = {"name": "nightly", "idle_days": 1, "cron": "0 3 * * *", "timezone": "Europe/Berlin"}
     settings = Settings.load(heartbeat_seconds=5, retention=[rule])
     mine = Watch(database, settings)
     database.transact(lambda db: moments.begin(db, settings.crons()))
