@@ -292,8 +292,13 @@ class Fleet:
         if not self.beats:
             self.add_beat()
 
+    @property
+    def broker_url(self) -> str:
+        return self.broker.url or broker_url(self.home)
+
     def client(self) -> Client:
-        return Client(self.settings)
+        """One that takes the broker for somebody's: of the embedded one, it would start a stack when it waits."""
+        return Client(Settings.load(**self.values | {"broker_url": self.broker_url}))
 
     def query(self, sql: str, **values: Any) -> list[Any]:
         """Look into the database past the SDK."""

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from inturn.workers.app import broker_url
 from inturn.workers.queues import connect, live
 from ops.chaos.model import Call
 from tests.acceptance.deployment import Deployment
+from tests.overhearing import overheard
 from tests.stacks import wait_until
 
 Calls = Callable[[str], list[Call]]
@@ -120,28 +120,16 @@ def test_23_a_stream_is_pieces_and_then_the_message_that_is_their_sum(
     assert (stored.id, stored.data.content) == (whole.id, whole.data.content)
 
 
-@contextmanager
-def overheard(redis: redis.Redis) -> Iterator[list[str]]:
-    """The commands that Redis is given meanwhile, by anybody; the list is filled at the end."""
-    said: list[str] = []
-    end = f"end-{secrets.token_hex(8)}"
-    with redis.monitor() as monitor:
-        yield said
-        redis.echo(end)
-        for command in monitor.listen():
-            if end in command["command"]:
-                return
-            said.append(command["command"])
-
-
 def test_23_a_turn_that_was_not_sent_to_be_heard_comes_in_one_piece(deployment: Deployment, client: Client, name: str):
     session = client.create_session(name)
     with broker(deployment) as redis:
-        with overheard(redis) as said:
+        with overheard(broker_url(deployment.settings)) as said:
             turn = session.send("hello", options={"pace": 0.05})
             part, whole = turn.stream(30)
         assert turn.partial is None
-        told = [words for words in said if words.startswith("EVALSHA") and live(surrogate(turn.id)) in words]
+        told = [
+            each for each in said if each.command.startswith("EVALSHA") and live(surrogate(turn.id)) in each.command
+        ]
         assert said
         assert not told, "its worker told Redis, and nobody listens"
         assert not redis.exists(live(surrogate(turn.id)))
