@@ -19,11 +19,15 @@ NOW = {"postgresql": "clock_timestamp()", "sqlite": f"strftime('{SQLITE_FORMAT}'
 """The present as a piece of SQL text, per dialect."""
 
 
-def after(dialect: str, seconds: str) -> str:
-    """The present plus ``seconds`` (a piece of SQL: a column or a parameter) as a piece of SQL text."""
+def after(dialect: str, seconds: str, clock: str = NOW["postgresql"]) -> str:
+    """The present plus ``seconds`` (a piece of SQL: a column or a parameter) as a piece of SQL text.
+
+    Args:
+        clock: PostgreSQL's that is meant.
+    """
     if dialect == "sqlite":
         return f"strftime('{SQLITE_FORMAT}', 'now', ({seconds}) || ' seconds')"
-    return f"(clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
+    return f"({clock} + make_interval(secs => CAST({seconds} AS double precision)))"
 
 
 class now(FunctionElement[Any]):
@@ -38,9 +42,26 @@ class now(FunctionElement[Any]):
         super().__init__(seconds)
 
 
+class ago(now):
+    """So many seconds before the statement began: one moment for all its rows, at which a range of an index may end.
+
+    PostgreSQL's planner works it out beforehand, too. A third of all rows would be before a moment that it does not know.
+    """
+
+    inherit_cache = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(-seconds)
+
+
 @compiles(now, "postgresql")
 def _postgresql_now(element: now, compiler: SQLCompiler, **kw: Any) -> str:
     return after("postgresql", compiler.process(element.clauses, **kw))
+
+
+@compiles(ago, "postgresql")
+def _postgresql_ago(element: ago, compiler: SQLCompiler, **kw: Any) -> str:
+    return after("postgresql", compiler.process(element.clauses, **kw), "statement_timestamp()")
 
 
 @compiles(now, "sqlite")

@@ -1,5 +1,6 @@
 """Removal, on request and by policy, on both databases."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +11,7 @@ from inturn.models.clock import now
 from inturn.models.errors import SessionNotFoundError, StorageError
 from inturn.models.states import Retention, TurnState
 from inturn.models.store import opening, reading, receipts, retention
-from inturn.models.store.rules import default_rule
+from inturn.models.store.rules import default_rule, due
 from inturn.models.store.selecting import SessionFilter
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
 from tests.integration.stores import Store, gate_at_commit, meet
@@ -301,3 +302,26 @@ def rescued(store: Store, session: int) -> Any:
     store.change(LEASES, LEASES.c.session_id == session, expires_at=now(-1))
     store.rescue_expired()
     return store.start(session)
+
+
+def test_a_look_reads_what_is_due_and_no_more(store: Store):
+    """Whatever the statistics say of the whole table, the planner is told by when the range of the index ends."""
+    rule = default_rule(30 * 86400.0)
+    with store.database.writing() as db:
+        for number in range(2000):
+            opening.create(db, opening.NewSession(f"s{number}", "echo/echo"))
+    if not store.is_sqlite:
+        with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as db:
+            db.exec_driver_sql("VACUUM ANALYZE sessions")
+    with store.database.reading() as db:
+        which = due(db, [rule], rule)
+        assert which is not None
+        found = select(SESSIONS.c.key).where(which)
+        plain = found.compile(dialect=store.database.engine.dialect, compile_kwargs={"literal_binds": True})
+        explain = "EXPLAIN QUERY PLAN " if store.is_sqlite else "EXPLAIN "
+        plan = " ".join(str(row) for row in db.exec_driver_sql(explain + str(plain).replace("%", "%%")))
+    assert "ix_sessions_last_activity_at" in plan, plan
+    assert "last_activity_at<" in plan or "Index Cond: (last_activity_at <" in plan, plan
+    assert all(int(rows) < 100 for rows in re.findall(r"sessions .*?rows=(\d+)", plan)), (
+        f"none, as far as it knows: {plan}"
+    )

@@ -11,11 +11,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, exists, func, or_, select, tuple_, type_coerce
 
-from inturn.models.clock import now
+from inturn.models.clock import ago, now
 from inturn.models.database import Database
 from inturn.models.pace import Pace
 from inturn.models.store.receipts import note_rows
-from inturn.models.store.rules import ago
 from inturn.models.store.tally import day_of
 from inturn.models.store.webhooks import PENDING
 from inturn.models.tables import (

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, and_, exists, literal_column, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, exists, literal_column, not_, or_, select
 
-from inturn.models.clock import now
+from inturn.models.clock import ago, now
 from inturn.models.states import Kept, Retention, SessionState
 from inturn.models.store.selecting import has_label, has_work, is_like
 from inturn.models.tables import SCHEDULES, SESSIONS
@@ -104,11 +103,6 @@ def is_older(seconds: float) -> ColumnElement[bool]:
     """By when it was made, or imported, which is later; but that by the index."""
     imported = or_(SESSIONS.c.imported_at.is_(None), SESSIONS.c.imported_at < ago(seconds))
     return and_(SESSIONS.c.created_at < ago(seconds), imported)
-
-
-def ago(seconds: float) -> ScalarSelect[datetime]:
-    """As a subquery, which PostgreSQL works out once: what may change from row to row is no end of a range of an index."""
-    return select(now(-seconds)).scalar_subquery()
 
 
 def _last_to_stay(db: Connection, mine: ColumnElement[bool], many: int) -> ColumnElement[bool] | None:
