@@ -1,7 +1,7 @@
 # Needs make and Python 3.11, 3.12 or 3.13. Everything else goes into .venv, from wheels: no compiler, no root.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench chaos clean runtime dev
+.PHONY: help demo test check docs bench chaos clean runtime dev
 
 RUN := .venv/bin/
 
@@ -30,6 +30,10 @@ check: dev  ## lint, format, types, import contracts
 	@$(RUN)ruff format --check .
 	@$(RUN)mypy
 	@$(RUN)lint-imports
+
+docs: dev  ## the site of docs/, with dead links as errors, into build/docs
+	@$(RUN)python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
 
 bench: dev  ## cost per turn beside a bare loop (ROWS="...", JSON=file)
 	@$(RUN)python -m ops.bench $(if $(ROWS),--rows "$(ROWS)") $(if $(JSON),--json "$(JSON)")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -14,12 +15,14 @@ import pytest
 from inturn import Client, Settings
 from inturn.cli import cli
 from inturn.cli.invocation import Invocation
+from ops import reference_pages
 from ops.chaos.model import ModelServer
 from tests.acceptance.deployment import clean_environment
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text()
+DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
 PROMISE = """at most one stored reply per turn, in order, always; at most one
 live model call per session unless a worker is paused or cut off for longer than the lease; never more calls than
 attempts recorded before they were made. No lease or lock can promise more."""
@@ -107,16 +110,20 @@ def run(words: list[str], home: Path, **more: str) -> str:
     return done.stdout
 
 
-def blocks(language: str) -> list[str]:
-    """The README's blocks of code in this language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    """A page's blocks of code in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> Iterator[str]:
-    """The inturn commands that the README shows, in blocks and within sentences."""
-    for block in blocks("console"):
-        yield from re.findall(r"^\$ (?:.*\| )?(inturn .*)$", block, re.MULTILINE)
-    text = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
+def shown_in(page: str) -> Iterator[str]:
+    """The inturn commands of a page's blocks."""
+    for block in blocks("console", page):
+        yield from re.findall(r"^\$ (?:.*\| )?(inturn [^|\n]*)", block, re.MULTILINE)
+
+
+def named_in(page: str) -> Iterator[str]:
+    """The inturn commands in a page's sentences."""
+    text = re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
     for command in re.findall(r"`(inturn [a-z][^`]*)`", text):
         *shared, last = command.split(" | ")
         if not shared:
@@ -204,18 +211,27 @@ def test_the_settings_file_of_the_readme_is_accepted(tmp_path: Path, monkeypatch
     assert set(settings.providers) == {"ollama", "openrouter"}
 
 
-@pytest.mark.parametrize("command", sorted(set(commands())))
-def test_a_command_of_the_readme_is_one(command: str) -> None:
+@pytest.mark.parametrize("command", sorted({*shown_in(README), *named_in(README), *shown_in(DOCS)}))
+def test_a_command_that_is_shown_is_one(command: str) -> None:
     parse(command)
 
 
-def test_the_readme_names_every_setting_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| (`INTURN_\w+`[^|]*\|[^|]*)\|", README, re.MULTILINE))
+@pytest.mark.parametrize("command", sorted(set(named_in(DOCS))))
+def test_a_command_that_a_page_speaks_of_is_there(command: str) -> None:
+    """With all its options, if not with everything that it needs."""
+    with suppress(click.MissingParameter, click.BadOptionUsage):
+        parse(command)
+
+
+def test_the_page_of_settings_names_each_with_its_default() -> None:
+    page = reference_pages.SETTINGS.read_text()
+    assert page == reference_pages.rewritten(reference_pages.SETTINGS), "python -m ops.reference_pages writes it"
+    rows = dict(re.findall(r"^\| `(\w+)` \| (`INTURN_\w+`[^|]*\|[^|]*)\|", page, re.MULTILINE))
     assert list(rows) == list(Settings.model_fields)
     for name, field in Settings.model_fields.items():
         assert f"`INTURN_{name.upper()}`" in rows[name]
         if isinstance(field.default, int | float):
-            assert rows[name].rpartition("|")[2].strip() == f"{field.default:g}"
+            assert rows[name].rpartition("|")[2].strip().removesuffix(", off") == f"{field.default:g}"
 
 
 def test_the_readme_states_the_promise_exactly() -> None:

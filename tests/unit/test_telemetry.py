@@ -21,7 +21,7 @@ from inturn.models.store.sweeping import Rescued
 from inturn.models.store.working import Settlement, Started
 from inturn.settings import Settings
 from inturn.workers.telemetry import DEFINITIONS, NAMED, Telemetry
-from ops import metrics_page
+from ops import reference_pages
 
 STARTED = Started(17, "ann", 1, 1, 1, 0, 0, Lane.CHAT, "echo/echo", {}, [], waited_seconds=0.3)
 SETTLED = Settlement(
@@ -119,12 +119,12 @@ def test_names_are_as_prometheus_wants_them(what) -> None:
 
 
 def test_the_page_has_the_table_of_the_definitions() -> None:
-    page = metrics_page.PAGE.read_text()
-    assert page == metrics_page.rewritten(page), "python -m ops.metrics_page writes it"
+    page = reference_pages.METRICS.read_text()
+    assert page == reference_pages.rewritten(reference_pages.METRICS), "python -m ops.reference_pages writes it"
 
 
 def test_the_page_names_no_metric_that_there_is_not() -> None:
-    page = metrics_page.PAGE.read_text()
+    page = reference_pages.METRICS.read_text()
     known = {what.name for what in DEFINITIONS}
     named = set(re.findall(r"\binturn_[a-z_]+\b", page)) - {"inturn_hints_failed"}  # the family of a counter, in code
     assert named <= known
@@ -132,7 +132,7 @@ def test_the_page_names_no_metric_that_there_is_not() -> None:
 
 def test_an_application_can_show_the_failed_hints_of_its_client() -> None:
     """The page's own code."""
-    [code] = re.findall(r"```python\n(.*?)```", metrics_page.PAGE.read_text(), re.DOTALL)
+    [code] = re.findall(r"```python\n(.*?)```", reference_pages.METRICS.read_text(), re.DOTALL)
     place = {"client": SimpleNamespace(failed_hints=3)}
     exec(code, place)
     assert REGISTRY.get_sample_value("inturn_hints_failed_total") == 3

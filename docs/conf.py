@@ -1,0 +1,37 @@
+"""How Sphinx makes the site of these pages: ``make docs`` writes it to ``build/docs``. They read as well where they lie."""
+
+from importlib.metadata import version as version_of
+
+from sphinx.application import Sphinx
+
+project = "inturn"
+author = "inturn contributors"
+release = version_of("inturn")
+html_title = f"inturn {release}"
+html_theme = "furo"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
+exclude_patterns = []
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 4
+"""Links to headings are checked as those to pages are."""
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_default_options = {"members": True, "undoc-members": True}
+
+suppress_warnings = ["ref.python"]
+"""A builtin such as ``type`` is also the name of attributes, and Sphinx asks which one is meant."""
+
+default_role = "code"
+"""What stands between single backticks in help texts and docstrings is code."""
+
+
+def _as_plain_text(app: Sphinx, context: object, lines: list[str]) -> None:
+    """The help of a command is read as reStructuredText, and an asterisk there is the beginning of something."""
+    lines[:] = [line.replace("*", r"\*") for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    for part in ("description", "options", "arguments", "epilog"):
+        app.connect(f"sphinx-click-process-{part}", _as_plain_text)
