@@ -28,7 +28,6 @@ SESSION_SETTINGS = (
     # The newest turns of a session are read backwards from the index, not sorted out of all of its turns.
     "SET enable_bitmapscan = off",
     "SET enable_sort = off",
-    "SET jit = off",
 )
 
 CLAIM = text(f"""
