@@ -12,13 +12,15 @@ html_theme = "furo"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = []
 
+smartquotes = False
+
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 """Links to headings are checked as those to pages are."""
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
-autodoc_default_options = {"members": True, "undoc-members": True}
+autodoc_default_options = {"members": True, "undoc-members": True, "exclude-members": "connections"}
 
 suppress_warnings = ["ref.python"]
 """A builtin such as ``type`` is also the name of attributes, and Sphinx asks which one is meant."""
@@ -32,6 +34,13 @@ def _as_plain_text(app: Sphinx, context: object, lines: list[str]) -> None:
     lines[:] = [line.replace("*", r"\*") for line in lines]
 
 
+def _as_sentence(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
+    """Napoleon takes what stands before a colon in a property's first line for its type."""
+    if what in ("attribute", "property"):
+        lines.insert(0, "")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", _as_sentence, priority=1)
     for part in ("description", "options", "arguments", "epilog"):
         app.connect(f"sphinx-click-process-{part}", _as_plain_text)

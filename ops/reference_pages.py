@@ -29,9 +29,9 @@ def metrics() -> str:
 
 
 def settings() -> str:
-    rows = ["| setting | environment | default | |", "|---|---|---|---|"]
+    rows = ["| setting, and in the environment | default | |", "|---|---|---|"]
     for name, (about, default) in fields_of(Settings).items():
-        rows.append(f"| `{name}` | `{ENVIRONMENT_PREFIX}{name.upper()}` | {default} | {about} |")
+        rows.append(f"| `{name}`<br>`{ENVIRONMENT_PREFIX}{name.upper()}` | {default} | {about} |")
     return "\n".join(rows) + "\n"
 
 
