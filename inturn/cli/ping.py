@@ -49,7 +49,9 @@ def ask(host: str, port: int, path: str) -> Finding:
         return Finding("ok", "process", f"{url} says that it {'runs' if path == '/livez' else 'is at work'}")
     if status == 503:
         return Finding("fail", "process", said)
-    return Finding("fail", "process", f"{url} answers {status}, as no process of inturn does: name another metrics_port")
+    return Finding(
+        "fail", "process", f"{url} answers {status}, as no process of inturn does: name another metrics_port"
+    )
 
 
 def fetch(host: str, port: int, path: str) -> tuple[int, str]:

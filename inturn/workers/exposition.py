@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -99,12 +99,13 @@ class Exposition:
         self._server.set_app(self._answer)
         threading.Thread(target=self._server.serve_forever, name="inturn-metrics", daemon=True).start()
 
-    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Any:
         page = self._pages.get(environ["PATH_INFO"])
         if page is None:
             return self._metrics(environ, start_response)
         wrong = page()
-        start_response("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        status = "503 Service Unavailable" if wrong else "200 OK"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{wrong or 'ok'}\n".encode()]
 
     def _tell(self, port: int) -> None:

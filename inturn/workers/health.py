@@ -1,7 +1,7 @@
 """Whether this process is well, for who asks from outside: a container's health check, or Kubernetes.
 
-Two questions, as Kubernetes asks them. ``/livez``: does it hang? Then only an end and a new start help. ``/readyz``: is it at
-work? Not while the database is away, which no new start would mend.
+Two questions, as Kubernetes asks them. ``/livez``: does it hang? Then only an end and a new start help. ``/readyz``: is it
+at work? Not while the database is away, which no new start would mend.
 """
 
 import threading

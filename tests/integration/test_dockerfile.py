@@ -63,7 +63,8 @@ def test_no_secret_is_built_in() -> None:
 @pytest.fixture
 def context(tmp_path: Path) -> Path:
     """The files that the builder is given, by ``Dockerfile.dockerignore``."""
-    allowed, denied = [], []
+    allowed: list[str] = []
+    denied: list[str] = []
     for line in (ROOT / "ops" / "Dockerfile.dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
             (allowed if line.startswith("!") else denied).append(line.lstrip("!"))

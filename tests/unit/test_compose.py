@@ -105,7 +105,9 @@ def test_no_secret_stands_in_the_file() -> None:
     assert set(re.findall(r":[\w-]+@", text)) == {":change-me@"}, "in the example of the heading only"
 
 
-@pytest.mark.parametrize("name", ["POSTGRES_PASSWORD", "REDIS_PASSWORD", "INTURN_FLOWER_BASIC_AUTH", "GRAFANA_PASSWORD"])
+@pytest.mark.parametrize(
+    "name", ["POSTGRES_PASSWORD", "REDIS_PASSWORD", "INTURN_FLOWER_BASIC_AUTH", "GRAFANA_PASSWORD"]
+)
 def test_nothing_starts_without_a_secret(tmp_path: Path, name: str) -> None:
     (tmp_path / "env").write_text(re.sub(rf"^{name}=.*$", "", EXAMPLE.read_text(), flags=re.MULTILINE))
     done = compose("config", "--quiet", environment=tmp_path / "env")

@@ -90,9 +90,7 @@ def test_every_lane_has_its_worker_and_its_budget(base: list[Resource]) -> None:
 def test_no_two_select_each_others_pods(base: list[Resource]) -> None:
     selectors = {name: each["spec"]["selector"]["matchLabels"] for name, each in of_kind(base, "Deployment").items()}
     for name, selector in selectors.items():
-        chosen = [
-            other for other, pod in pods(base).items() if selector.items() <= pod["metadata"]["labels"].items()
-        ]
+        chosen = [other for other, pod in pods(base).items() if selector.items() <= pod["metadata"]["labels"].items()]
         assert chosen == [name]
     [service] = of_kind(base, "Service").values()
     assert service["spec"]["selector"] == selectors[service["metadata"]["name"]]
@@ -138,9 +136,7 @@ def test_every_process_is_asked_how_it_is_where_it_answers(base: list[Resource])
     for name, container in containers(base):
         if name == "inturn-migrate":
             continue
-        paths = {
-            probe: container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("liveness", "readiness", "startup")
-        }
+        paths = {probe: container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("liveness", "readiness", "startup")}
         [port] = container["ports"]
         assert {container[f"{probe}Probe"]["httpGet"]["port"] for probe in paths} == {port["name"]}
         if name == "inturn-flower":
