@@ -2,8 +2,9 @@
 
 What a container engine does is done by hand, and no more: host names of services become addresses on loopback, paths of
 containers become directories, ports that are taken here become free ones. Words, variables, signals and times are the
-file's, as Docker Compose itself reads them. Images of others are programs of this machine: ``redis-server`` is that of the embedded
-broker where there is no other; where there is no ``redis-cli``, a client that knows its one command stands in for it.
+file's, as Docker Compose itself reads them. Images of others are programs of this machine: ``redis-server`` is that of
+the embedded broker where there is no other; where there is no ``redis-cli``, a client that knows its one command stands in
+for it.
 """
 
 import json
