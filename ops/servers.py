@@ -11,7 +11,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,16 @@ class PostgresServer:
         given: the URL of a running server whose user may create databases; empty starts one of our own.
         binaries: the directory of ``initdb`` and ``postgres``; looked for by default.
         connections: how many our own takes.
+        options: more words of our own's command line, ahead of which nothing of ours goes.
 
     Raises:
         ServerUnavailableError: there is no PostgreSQL here, or it does not start.
     """
 
-    def __init__(self, given: str = "", binaries: Path | None = None, connections: int = 200) -> None:
-        self._connections = connections
+    def __init__(
+        self, given: str = "", binaries: Path | None = None, connections: int = 200, options: Sequence[str] = ()
+    ) -> None:
+        self._connections, self._options = connections, options
         self._created: list[str] = []
         self._count = 0
         self._own = None if given else ServerProcess("postgres", signal.SIGQUIT, unprivileged_uid())
@@ -59,6 +62,16 @@ class PostgresServer:
     def pid(self) -> int:
         """The postmaster's process ID."""
         return self._process.pid
+
+    @property
+    def port(self) -> int | None:
+        """Where it listens."""
+        return self._address.port
+
+    @property
+    def binaries(self) -> Path:
+        """The directory of our own's programs."""
+        return self._binaries
 
     def url(self, database: str = "postgres") -> str:
         """The URL of a database, as SQLAlchemy and inturn write it."""
@@ -138,7 +151,7 @@ class PostgresServer:
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         process.start(
-            self._binaries / "postgres", "-D", process.directory / "data", *options,
+            self._binaries / "postgres", "-D", process.directory / "data", *options, *self._options,
             is_ready=lambda: self.connect().close(),
         )  # fmt: skip
 

@@ -61,6 +61,7 @@ COMMANDS: dict[str, Door] = {
     "config": Door("Look after", "inturn.cli.config:config", "Show every setting and where it comes from."),
     "db": Door("Look after", "inturn.cli.db:db", "Upgrade, check, back up, restore and copy the database."),
     "doctor": Door("Look after", "inturn.cli.doctor:doctor", "Say what works, what does not, and how to mend it."),
+    "ping": Door("Look after", "inturn.cli.ping:ping", "Ask the worker or beat on this host whether it is at work."),
 }
 
 

@@ -42,8 +42,9 @@ class Timetable(Scheduler):  # type: ignore[misc]
         )
         firing = Firing(self.database, lambda sent: hints.publish(sent, sent.turn.key))
         reminder = Reminder(self.database, settings.crons(), lambda: hints.ask(CARRY_OUT_RULES, EXPIRES_SECONDS))
+        pulse = Round("pulse", lambda: settings.heartbeat_seconds, self._appear)
         self._rounds: list[Round | Courier] = [
-            Round("pulse", lambda: settings.heartbeat_seconds, self._appear),
+            pulse,
             Round("sweep", sweep.pause_seconds, sweep.run),
             Round("batches", sweep.pause_seconds, sweep.tend_batches),
             Round("schedules", lambda: LOOK_SECONDS, firing.run),
@@ -52,7 +53,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
         ]
         for member in self._rounds:
             member.start()
-        self.meter.serve(Sources(self.process, [self.database], hints))
+        self.meter.serve(Sources(self.process, [self.database], hints, lambda: pulse.age))
 
     def close(self) -> None:
         self.meter.stop()

@@ -181,7 +181,16 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         for member in self.rounds:
             member.start()
         databases = dict.fromkeys((self.database, self.ledger.database))  # on SQLite one and the same
-        self.meter.serve(Sources(self.process, list(databases), self.hints, lambda: len(self._held())))
+        self.meter.serve(
+            Sources(
+                self.process,
+                list(databases),
+                self.hints,
+                lambda: self.pulse.age,
+                lambda: len(self._held()),
+                self.pool.call_soon,
+            )
+        )
 
     def stop(self, worker: Any) -> None:
         """Warm: every reply in hand is finished and stored first."""

@@ -1,10 +1,11 @@
-"""Where the metrics of a process can be read: a small HTTP server, on a port of its own."""
+"""Where the metrics of a process can be read, and whether it is well: a small HTTP server, on a port of its own."""
 
 import errno
 import logging
 import socket
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -52,10 +53,17 @@ class Exposition:
     Args:
         host: where it listens.
         port: where it tries first. Where that is taken, by another process of inturn or by anybody, the next is tried.
+        pages: by path, what says whether all is well: None, or what is not.
     """
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._registry, self._host, self._port = registry, host, port
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        host: str,
+        port: int,
+        pages: Mapping[str, Callable[[], str | None]] | None = None,
+    ) -> None:
+        self._metrics, self._pages, self._host, self._port = make_wsgi_app(registry), pages or {}, host, port
         self._server: Server | None = None
 
     @property
@@ -88,8 +96,17 @@ class Exposition:
     def _listen(self, port: int) -> None:
         """Raises: OSError."""
         self._server = Server(self._host, port)
-        self._server.set_app(make_wsgi_app(self._registry))
+        self._server.set_app(self._answer)
         threading.Thread(target=self._server.serve_forever, name="inturn-metrics", daemon=True).start()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Any:
+        page = self._pages.get(environ["PATH_INFO"])
+        if page is None:
+            return self._metrics(environ, start_response)
+        wrong = page()
+        status = "503 Service Unavailable" if wrong else "200 OK"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{wrong or 'ok'}\n".encode()]
 
     def _tell(self, port: int) -> None:
         taken = f": {self._port} to {port - 1} were taken" if port > self._port + 1 else f": {self._port} was taken"

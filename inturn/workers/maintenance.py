@@ -71,6 +71,12 @@ class Round(threading.Thread):
         self._seconds, self._do = seconds, do
         self._woken = threading.Event()
         self._over = False
+        self._succeeded_at = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """How many seconds ago it last went well, counted from when it was made until it first does."""
+        return time.monotonic() - self._succeeded_at
 
     def wake(self) -> None:
         """Do it now."""
@@ -87,6 +93,7 @@ class Round(threading.Thread):
             pause = self._seconds()
             try:
                 self._do()
+                self._succeeded_at = time.monotonic()
             except StorageError as error:
                 logger.warning("action=%s_failed reason=%s", self._task, error)
                 pause = min(pause, AGAIN_SECONDS)

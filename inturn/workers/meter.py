@@ -18,13 +18,17 @@ class Sources:
 
     Attributes:
         databases: whose connections are counted. The first of them is asked about the deployment.
+        heartbeat_age: how many seconds ago its heartbeat was stored.
         leases_held: how many there are now.
+        call_soon: has a call made by the loop that its turns run on; where there is none, at once.
     """
 
     process: Process
     databases: Sequence[Database]
     hints: Hints
+    heartbeat_age: Callable[[], float]
     leases_held: Callable[[], int] = lambda: 0
+    call_soon: Callable[[Callable[[], object]], object] = lambda call: call()
 
 
 class Meter:

@@ -22,6 +22,7 @@ from inturn.models.store.sweeping import Rescued
 from inturn.models.store.working import Settlement, Started
 from inturn.settings import Settings
 from inturn.workers.exposition import Exposition
+from inturn.workers.health import health_pages
 from inturn.workers.lookout import Lookout
 from inturn.workers.meter import Meter, Sources
 
@@ -209,7 +210,9 @@ class Telemetry(Meter):
         self._lookout = Lookout(sources.databases[0], self._settings)
         self.registry.register(Gauges(sources, self._lookout))
         self._lookout.start()
-        self._exposition = Exposition(self.registry, self._settings.metrics_host, self._settings.metrics_port)
+        pages = health_pages(sources, self._settings.silent_seconds)
+        host, port = self._settings.metrics_host, self._settings.metrics_port
+        self._exposition = Exposition(self.registry, host, port, pages)
         self._exposition.start()
 
     def stop(self) -> None:

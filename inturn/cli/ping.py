@@ -1,0 +1,70 @@
+"""``inturn ping``: a health check, quick enough to be asked every few seconds."""
+
+from dataclasses import asdict
+from http.client import HTTPConnection, HTTPException
+
+import click
+
+from inturn.cli import render
+from inturn.cli.checkup.finding import Finding
+from inturn.cli.exits import Exit
+from inturn.cli.invocation import Invocation, metrics_flag, pass_invocation
+
+PATIENCE_SECONDS = 5.0
+EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""What listens on all addresses is asked on loopback."""
+
+
+@click.command()
+@click.option("--live", is_flag=True, help="Only whether it hangs: well even while the database is away.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@metrics_flag
+@pass_invocation
+def ping(invocation: Invocation, live: bool, as_json: bool) -> int:
+    """Ask the worker or beat on this host whether it is at work.
+
+    It is asked where it serves its metrics. Ends with 0 when it is at work, else with 1, and says why.
+    """
+    host, port = invocation.settings.metrics_host, invocation.settings.metrics_port
+    found = ask(EVERYWHERE.get(host, host), port, "/livez" if live else "/readyz")
+    if as_json:
+        render.json_line(asdict(found))
+    else:
+        render.verdict(found.state, found.subject, found.sentence)
+    return Exit.OK if found.state == "ok" else Exit.FAILURE
+
+
+def ask(host: str, port: int, path: str) -> Finding:
+    """What the process that serves its metrics there says of itself."""
+    if not port:
+        return Finding(
+            "fail", "process", "metrics_port is 0, so none can be asked: set INTURN_METRICS_PORT for it, and here"
+        )
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+    try:
+        status, said = fetch(host, port, path)
+    except (OSError, HTTPException) as error:
+        return Finding("fail", "process", f"{url} does not answer ({error}): none runs there, or it is not ready yet")
+    if status == 200 and said == "ok":
+        return Finding("ok", "process", f"{url} says that it {'runs' if path == '/livez' else 'is at work'}")
+    if status == 503:
+        return Finding("fail", "process", said)
+    return Finding(
+        "fail", "process", f"{url} answers {status}, as no process of inturn does: name another metrics_port"
+    )
+
+
+def fetch(host: str, port: int, path: str) -> tuple[int, str]:
+    """Status and text. No proxy is asked, whatever the environment says.
+
+    Raises:
+        OSError: It cannot be reached, or does not answer in time.
+        HTTPException: What it says is no HTTP.
+    """
+    connection = HTTPConnection(host, port, timeout=PATIENCE_SECONDS)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(1000).decode(errors="replace").strip()
+    finally:
+        connection.close()

@@ -1,0 +1,107 @@
+"""The services of ``docker-compose.yml`` at work: their own commands, variables, health checks and signals, as processes."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inturn.models.states import Lane
+from tests.acceptance.scrapes import scrape
+from tests.composition import Composition, Container
+from tests.stacks import wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+START_SECONDS = 90
+SEND = """
+from inturn import Client
+with Client() as client:
+    for lane in ("chat", "batch"):
+        session = client.get_or_create_session(f"composed-{lane}")
+        print(session.send_and_wait("Hello?", lane=lane, timeout=60).data.content)
+"""
+
+
+@pytest.fixture
+def composition(tmp_path: Path) -> Iterator[Composition]:
+    composition = Composition(tmp_path)
+    yield composition
+    composition.clean_up()
+
+
+def await_health(container: Container) -> None:
+    wait_until(container.is_healthy, START_SECONDS)
+
+
+def has_flower(container: Container) -> bool:
+    """Whether there is the command already."""
+    done = subprocess.run(
+        [sys.executable, "-m", "inturn", "flower", "--help"], env=container.env, capture_output=True, check=False
+    )
+    return done.returncode == 0
+
+
+def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
+    """From nothing to a reply, in the order that the file gives; then every process stops as it is told to."""
+    postgres, redis, migrate = (composition.container(name) for name in ("postgres", "redis", "migrate"))
+    redis.start()
+    await_health(postgres)
+    await_health(redis)
+    assert redis.check(REDISCLI_AUTH="somebody else's").returncode != 0, "the check can fail, and there is a password"
+
+    migrate.start()
+    assert migrate.process is not None
+    assert migrate.process.wait(START_SECONDS) == 0, migrate.said()
+
+    workers = [composition.container(f"worker-{lane}") for lane in Lane]
+    beat, flower = composition.container("beat"), composition.container("flower")
+    assert workers[0].check().returncode == 1, "nobody is there yet"
+    running = [*workers, beat, *([flower] if has_flower(flower) else [])]
+    for each in running:
+        each.start()
+    for each in running:
+        await_health(each)
+
+    assert sent(workers[0]) == ['You said: "Hello?"'] * 2
+    for lane, worker in zip(Lane, workers, strict=True):
+        metrics = scrape(f"http://127.0.0.1:{worker.env['INTURN_METRICS_PORT']}/metrics")
+        turns = {other: metrics.total("inturn_turns_total", lane=other) for other in Lane}
+        assert turns == {other: other == lane != Lane.MAINTENANCE for other in Lane}, "a worker serves its lane"
+
+    hung = workers[0]
+    assert hung.process is not None
+    hung.process.send_signal(signal.SIGSTOP)
+    assert not hung.is_healthy()
+    hung.process.send_signal(signal.SIGCONT)
+    await_health(hung)
+
+    for each in running:
+        assert each.stop() == 0, each.said()
+        assert each.check().returncode != 0
+    assert redis.stop() == 0, redis.said()
+    assert written_by(migrate, *running) == set(), "their root file systems are read-only"
+    assert {name for name in composition.services if name not in composition.containers} == {"prometheus", "grafana"}
+    if flower not in running:
+        pytest.skip("everything but Flower went well: there is no `inturn flower` yet")
+
+
+def sent(place: Container) -> list[str]:
+    """What a program is answered that has a container's variables, in both lanes; the first line of each."""
+    done = subprocess.run(
+        [sys.executable, "-c", SEND], env=place.env, capture_output=True, text=True, check=False, timeout=150
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith("You said")]
+
+
+def written_by(*containers: Container) -> set[str]:
+    """Files that containers left anywhere but where the file lets them."""
+    return {
+        str(path)
+        for container in containers
+        for path in container.directory.rglob("*")
+        if path.relative_to(container.directory).parts[0] not in ("tmp", "said")
+    }
