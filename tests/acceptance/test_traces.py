@@ -93,6 +93,8 @@ def test_a_turn_is_one_trace_across_processes_retries_and_deaths(stage: Stage, c
     assert {span.service for span in collector.spans()} == {"inturn-client", "inturn-worker"}
     assert not [said for said in collector.told if CANARY.encode() in said.body], "what was said is nobody's business"
 
+    read_the_logs(collector, worker, survivor)
+
     last = answered(asked(stage, "and good night"))
     survivor.process.terminate()
     assert survivor.await_end() == 0
@@ -178,6 +180,19 @@ def batch_turns(stage: Stage, batch_id: str) -> list[Any]:
         "WHERE b.key = :key ORDER BY t.line"
     )
     return stage.query(sql, key=batch_id)
+
+
+def read_the_logs(collector: Collector, *workers: Actor) -> None:
+    """They went to no terminal: each line is an object, and says in which trace it was."""
+    lines = [json.loads(line) for worker in workers for line in worker.said().splitlines()]
+    assert {line["role"] for line in lines} == {"worker"}
+    assert len({line["process"] for line in lines}) == len(workers)
+    failed = [line for line in lines if line.get("action") == "attempt_failed"]
+    assert len(failed) == 5, "twice, once, and a line of each of two batches"
+    for line in failed:
+        tries = [span for span in collector.of_turn(line["turn"]) if span.attributes.get("inturn.turn.attempt")]
+        (where,) = [span for span in tries if span["inturn.turn.attempt"] == line["attempt"]]
+        assert (line["trace_id"], line["span_id"]) == (where.trace, where.id)
 
 
 def outlive(stage: Stage, collector: Collector, worker: Actor) -> Actor:
