@@ -8,6 +8,7 @@ from inturn.settings import Settings
 from inturn.waiting import Waiter
 from inturn.workers.app import broker_url, make_app
 from inturn.workers.queues import Hints, connect
+from inturn.workers.tracing import make_tracer
 
 
 class Connections:
@@ -15,9 +16,11 @@ class Connections:
 
     Raises:
         DatabaseUnreachableError, SchemaError, StorageError: the database cannot be worked with.
+        SettingsError: traces are wanted, and cannot be had.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.tracer = make_tracer(settings, "client")
         self.database = Database(settings.effective_database_url)
         try:
             migrations.prepare(self.database)
@@ -35,6 +38,7 @@ class Connections:
         self._app.close()
         self.broker.close()
         self.database.close()
+        self.tracer.stop()
 
 
 class Connected(Protocol):

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
@@ -126,6 +126,11 @@ class Settings(BaseSettings):
         0, description="Where worker and beat serve metrics: the first free port from here on. Default 0, off."
     )
     metrics_host: str = Field("127.0.0.1", description="The address that they serve them on. Default 127.0.0.1.")
+    traces: bool = Field(False, description="Whether turns are traced, as OTEL_* say. Default false.")
+    trace_content: bool = Field(False, description="Whether traces say what was said. Default false.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="What workers and beat log. Default auto: JSON where stderr is no terminal."
+    )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

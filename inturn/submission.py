@@ -26,6 +26,7 @@ from inturn.settings import Settings
 from inturn.turn import Turn, checked_choice
 from inturn.waiting import alive_workers
 from inturn.workers.queues import queued
+from inturn.workers.tracer import Span
 
 CHUNK = 1000
 """Lines that are stored in one transaction."""
@@ -209,7 +210,9 @@ class Submissions(ABC):
         if not begun.is_new and (differs := _differs(begun, new)):
             raise BatchConflictError(begun.key, differs)
         self._begin(begun, told)
-        self._store(begun, intake, told)
+        with self.connections.tracer.send_many(Lane.BATCH) as span:
+            self._store(begun, intake, told, span)
+            span.sent_together(begun.total, begun.key)
         return self.get_batch(begun.key)
 
     def _begin(self, begun: Begun, told: OnProgress) -> None:
@@ -221,12 +224,12 @@ class Submissions(ABC):
                 batching.forget(self.connections.database, begun.key)
             raise
 
-    def _store(self, begun: Begun, intake: Intake, told: OnProgress) -> None:
+    def _store(self, begun: Begun, intake: Intake, told: OnProgress, span: Span) -> None:
         state, stored = begun.state, begun.stored
         chunks = _chunks(intake.spool.lines(stored))
         while state is BatchState.VALIDATING and stored < begun.total:
             chunk = next(chunks)
-            done = batching.store(self.connections.database, begun, stored, chunk, self._room())
+            done = batching.store(self.connections.database, begun, stored, chunk, self._room(), span.trace)
             for ready in done.ready:
                 self.connections.hints.publish(ready, ready.key)
             if done.stored != stored + len(chunk):  # somebody else submits it, too
@@ -302,11 +305,13 @@ class Submissions(ABC):
         if not lines:
             return []
         connections = self.connections
-        admitted = batching.send_many(
-            connections.database, how, lines, len(lines) if how.lane is Lane.CHAT else self._room()
-        )
-        for ready in admitted.ready:
-            connections.hints.publish(ready, ready.key)
+        with connections.tracer.send_many(how.lane) as span:
+            how = replace(how, trace=span.trace)
+            hints = len(lines) if how.lane is Lane.CHAT else self._room()
+            admitted = batching.send_many(connections.database, how, lines, hints)
+            span.sent_together(len(lines))
+            for ready in admitted.ready:
+                connections.hints.publish(ready, ready.key)
         return [Turn(self, row) for row in reading.get_turns(connections.database, admitted.places)]
 
 

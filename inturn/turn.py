@@ -49,25 +49,28 @@ def send(
     """Store a prompt, and tell a worker; see ``Session.send``."""
     connections = client.connections
     text, data = checked_content(prompt)
-    sent = sending.send(
-        connections.database,
-        session_id,
-        text,
-        data=data,
-        session_id=surrogate,
-        idempotency_key=checked_key(idempotency_key),
-        when_busy=checked_choice("when_busy", when_busy, get_args(WhenBusy)),
-        not_before=checked_not_before(not_before),
-        lane=checked_lane(lane),
-        options=checked_options(options),
-        retry_of=retry_of,
-        streams=bool(stream),
-    )
-    reached("send.after_commit")
-    if sent.interrupted:
-        ring_cancel(connections.broker)
-    if sent.hint:
-        connections.hints.publish(sent, session_id)
+    with connections.tracer.send(lane := checked_lane(lane), session_id) as span:
+        sent = sending.send(
+            connections.database,
+            session_id,
+            text,
+            data=data,
+            session_id=surrogate,
+            idempotency_key=checked_key(idempotency_key),
+            when_busy=checked_choice("when_busy", when_busy, get_args(WhenBusy)),
+            not_before=checked_not_before(not_before),
+            lane=lane,
+            options=checked_options(options),
+            retry_of=retry_of,
+            streams=bool(stream),
+            trace=span.trace,
+        )
+        span.sent(sent.turn)
+        reached("send.after_commit")
+        if sent.interrupted:
+            ring_cancel(connections.broker)
+        if sent.hint:
+            connections.hints.publish(sent, session_id)
     return Turn(client, sent.turn)
 
 

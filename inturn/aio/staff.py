@@ -65,7 +65,8 @@ class Staff:
         """
         if self._stopped:
             raise ClosedError("this client was stopped: make a new one")
-        return await asyncio.get_running_loop().run_in_executor(self._calls, partial(function, *args, **kwargs))
+        work = partial(copy_context().run, partial(function, *args, **kwargs))  # the caller's trace goes on in there
+        return await asyncio.get_running_loop().run_in_executor(self._calls, work)
 
     async def look(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call in a thread of those who look. Raises: ClosedError: the client was stopped meanwhile."""

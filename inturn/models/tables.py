@@ -268,6 +268,10 @@ class TurnRow(Row, table=True):
     """What was heard of a reply that was cut off, the last time that anything was. No model is ever shown it."""
     waits_for: str | None = Field(default=None, sa_type=Text)
     """Why its last claim ended without a call, as with its provider's limit; gone with whatever becomes of it next."""
+    trace: dict[str, str] | None = json_value()
+    """The trace that it was sent in, as W3C writes it: ``traceparent``, and ``tracestate`` if there is one; or the ``link``
+    to it, where many were sent at once. Null: who sent it is not traced.
+    """
     cancel_requested_at: datetime | None = None
     error_type: str | None = Field(default=None, max_length=60)
     error_message: str | None = Field(default=None, sa_type=Text)

@@ -40,6 +40,7 @@ class InturnApp(Celery):  # type: ignore[misc]
     """Celery, and the settings that it was made from."""
 
     amqp_cls = "inturn.workers.app:Lines"
+    log_cls = "inturn.workers.logs:Logs"
     settings: Settings
 
 

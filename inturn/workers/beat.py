@@ -14,6 +14,7 @@ from inturn.workers.metering import make_meter
 from inturn.workers.moments import EXPIRES_SECONDS, Reminder
 from inturn.workers.queues import CARRY_OUT_RULES, SWEEPER_SECONDS, Hints, connect, queued
 from inturn.workers.schedules import Firing
+from inturn.workers.tracing import make_tracer
 from inturn.workers.webhooks.courier import Courier, couriers
 
 
@@ -30,6 +31,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
         settings = self.app.settings
         self.database = Database(settings.effective_database_url)
         migrations.prepare(self.database)
+        self.tracer = make_tracer(settings, ProcessKind.BEAT)
         self.process, self.meter = describe_process(ProcessKind.BEAT, [], 0), make_meter(settings)
         hints, self._broker = Hints(make_app(settings, producer=True), SWEEPER_SECONDS), connect(broker_url(settings))
         sweep = Sweep(
@@ -40,7 +42,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
             lambda turns: heard(self._broker, turns),
             self.meter,
         )
-        firing = Firing(self.database, lambda sent: hints.publish(sent, sent.turn.key))
+        firing = Firing(self.database, lambda sent: hints.publish(sent, sent.turn.key), self.tracer)
         reminder = Reminder(self.database, settings.crons(), lambda: hints.ask(CARRY_OUT_RULES, EXPIRES_SECONDS))
         pulse = Round("pulse", lambda: settings.heartbeat_seconds, self._appear)
         self._rounds: list[Round | Courier] = [
@@ -59,6 +61,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
         self.meter.stop()
         for member in self._rounds:
             member.end()
+        self.tracer.stop()
         self.database.transact(lambda db: presence.disappear(db, [self.process.id]))
         self.database.close()
         super().close()

@@ -50,7 +50,9 @@ MEMORY_LIMIT = 1024**3
 KINDS: dict[str, FailureKind] = {"safe": "safe", "ambiguous": "ambiguous", "permanent": "permanent"}
 BEGUN = b"begun\n"
 OUT_OF_MEMORY = 77
-_FIGURES = ("input_tokens", "output_tokens", "request_id", "cache_read_tokens", "cache_write_tokens", "finish_reason")
+_FIGURES = (
+    "input_tokens", "output_tokens", "request_id", "cache_read_tokens", "cache_write_tokens", "finish_reason", "answered_by",
+)  # fmt: skip
 _FAILURE = ("kind", "error_type", "message", "status_code", "retry_after", "input_tokens", "output_tokens")
 _MARGIN = 64 * 1024
 _PR_SET_PDEATHSIG = 1

@@ -1,5 +1,6 @@
 """A child of the supervisor: started, watched, started again when it dies, stopped."""
 
+import json
 import os
 import re
 import signal
@@ -84,7 +85,7 @@ class Child:
         if self._process is None or self._process.poll() != SETTINGS_REFUSED:
             return None
         words = last_lines(self._log, 1, after=self._said_before) if self._log else []
-        said = _CELERYS.sub("", words[0]) if words else "it said above what is wrong with them"
+        said = sentence(words[0]) if words else "it said above what is wrong with them"
         return f"{self.name} cannot work with these settings: {said.removeprefix('inturn: ')}"
 
     def signal(self, number: int) -> None:
@@ -103,11 +104,19 @@ class Child:
             self._wait_seconds = 0.0
         process, self._process, self.identity = self._process, None, None
         named = f"{self.name} (PID {process.pid})" if process else self.name
-        words = last_lines(self._log, 1) if self._log and process else []
+        words = map(sentence, last_lines(self._log, 1)) if self._log and process else []
         when = f" in {self._wait_seconds:g} s" if self._wait_seconds else ""
         self._report(f"{named} {how}; starting it again{when}" + "".join(f": {line}" for line in words))
         self._due_at = time.monotonic() + self._wait_seconds
         self._wait_seconds = max(FIRST_WAIT_SECONDS, min(self._wait_seconds * 2, LONGEST_WAIT_SECONDS))
+
+
+def sentence(line: str) -> str:
+    """What a line of a log says, of whichever format."""
+    if line.startswith("{"):
+        with suppress(ValueError, LookupError, TypeError):
+            return str(json.loads(line)["message"])
+    return _CELERYS.sub("", line)
 
 
 def launch_program(command: Sequence[str], environment: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:

@@ -35,6 +35,7 @@ from inturn.workers.queues import CANCELS, SWEEPER_SECONDS, Hints, connect, queu
 from inturn.workers.shares import shares
 from inturn.workers.teller import Teller
 from inturn.workers.toolbox import Toolbox
+from inturn.workers.tracing import make_tracer
 from inturn.workers.turns import Turns
 from inturn.workers.watch import Watch
 from inturn.workers.webhooks.courier import Courier, couriers
@@ -83,12 +84,13 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         app: InturnApp = worker.app
         self.settings = app.settings
         self.database = Database(self.settings.effective_database_url)
-        self.toolbox = Toolbox(self.settings.tool_modules, self.settings.tool_deadline_seconds)
 
     def start(self, worker: Any) -> None:
         """Refuses to run on a schema that is not this program's, and without the tools that it is to have."""
         with refusals():
             migrations.prepare(self.database)
+            self.tracer = make_tracer(self.settings, ProcessKind.WORKER)
+            self.toolbox = Toolbox(self.settings.tool_modules, self.settings.tool_deadline_seconds, self.tracer)
             self.toolbox.load()
         if self.database.dialect == "sqlite" and has_wal_reset_bug():
             logger.warning("action=sqlite_outdated: `inturn doctor` says why a newer SQLite, or PostgreSQL, is safer")
@@ -147,6 +149,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             context=context,
             costs=Costs(prices, context),
             meter=self.meter,
+            tracer=self.tracer,
         )
         self._make_rounds()
 
@@ -216,6 +219,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
         self.limits.stop()
         self.announcer.stop()
         self.meter.stop()
+        self.tracer.stop()
         self.database.transact(lambda db: presence.disappear(db, [self.process.id]))
         self.database.close()
 

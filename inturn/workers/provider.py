@@ -105,6 +105,8 @@ class Reply:
     """Those that went into one."""
     finish_reason: str | None = None
     """Why it stopped, in its provider's word."""
+    answered_by: str | None = None
+    """The model, as the provider calls the one that it let answer."""
 
 
 class ProviderError(Exception):

@@ -8,9 +8,11 @@ from functools import partial
 from inturn.models.database import Database
 from inturn.models.errors import InturnError, StorageError
 from inturn.models.failpoints import reached
+from inturn.models.states import Lane
 from inturn.models.store import schedules
 from inturn.models.store.schedules import Fired
 from inturn.models.store.sending import Sent
+from inturn.workers.tracer import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +25,11 @@ class Firing:
 
     Args:
         hint: told of each turn that a worker is to hear of. It is stored by then: who dies here has sent it all the same.
+        tracer: tells of each turn.
     """
 
-    def __init__(self, database: Database, hint: Callable[[Sent], object]) -> None:
-        self.database, self._hint = database, hint
+    def __init__(self, database: Database, hint: Callable[[Sent], object], tracer: Tracer | None = None) -> None:
+        self.database, self._hint, self._tracer = database, hint, tracer or Tracer()
 
     def run(self) -> None:
         """Fire all runs that are due. Raises: StorageError: the database is away; the rest is due as before."""
@@ -44,7 +47,13 @@ class Firing:
 
     def _fire(self, schedule_id: int) -> Fired | None:
         try:
-            return self.database.transact(partial(schedules.fire, schedule_id=schedule_id))
+            with self._tracer.send(Lane.CHAT) as span:
+                fired = self.database.transact(partial(schedules.fire, schedule_id=schedule_id, trace=span.trace))
+                if fired is None or fired.sent is None:
+                    span.drop()
+                else:
+                    span.sent(fired.sent.turn)
+            return fired
         except StorageError:
             raise
         except InturnError as error:

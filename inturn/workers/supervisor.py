@@ -282,7 +282,10 @@ class Supervisor:
     def _child(self, name: str) -> Child:
         log = None if self._verbose else log_file(self._home, name)
         command = self._commands[name.partition("-")[0]]
-        launch = partial(launch_program, command, child_environment(self._settings), log)
+        environment = child_environment(self._settings)
+        if log is not None and self._settings.log_format == "auto":
+            environment["INTURN_LOG_FORMAT"] = "text"  # no terminal, but for people all the same
+        launch = partial(launch_program, command, environment, log)
         return Child(name, launch, log, self._report)
 
     def _launch_broker(self) -> subprocess.Popen[bytes]:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -29,6 +30,7 @@ from inturn.models.errors import InturnError, SettingsError
 from inturn.tools import TOOLS, Tool, ToolContext, ToolError
 from inturn.workers.provider import ProviderError, ToolCall, ToolSpec
 from inturn.workers.providers.scrubbing import one_line
+from inturn.workers.tracer import Span, Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +91,11 @@ class Toolbox:
     Args:
         modules: what to import, for the tools that are defined there.
         deadline_seconds: for one call, with its wait for a thread, where the tool itself names none.
+        tracer: tells of each call.
     """
 
-    def __init__(self, modules: Sequence[str], deadline_seconds: float) -> None:
-        self._modules, self._deadline_seconds = modules, deadline_seconds
+    def __init__(self, modules: Sequence[str], deadline_seconds: float, tracer: Tracer | None = None) -> None:
+        self._modules, self._deadline_seconds, self._tracer = modules, deadline_seconds, tracer or Tracer()
         self._places = asyncio.Semaphore(THREADS)
         self._errands: set[Errand] = set()
 
@@ -152,8 +155,12 @@ class Toolbox:
         if tool is None:
             known = ", ".join(sorted(TOOLS.keys() & set(allowed))) or "none"
             outcome = Outcome(f"there is no tool of that name: there are {known}", "unknown_tool")
+            with self._tracer.tool(call, is_known=False) as span:
+                span.came_back(outcome.text, outcome.error)
         else:
-            outcome = await self._outcome(tool, call.arguments, context)
+            with self._tracer.tool(call, is_known=True) as span:
+                outcome = await self._outcome(tool, call.arguments, context, span)
+                span.came_back(outcome.text, outcome.error)
         if not outcome.error:
             return outcome.text
         logger.warning(
@@ -163,7 +170,7 @@ class Toolbox:
         )  # fmt: skip
         return f"error: {storable(outcome.text)[:_ERROR_LIMIT]}"
 
-    async def _outcome(self, tool: Tool, arguments: str, context: ToolContext) -> Outcome:
+    async def _outcome(self, tool: Tool, arguments: str, context: ToolContext, span: Span) -> Outcome:
         if (hanging := self._hanging(tool)) >= HANGING:
             return Outcome(f"{tool.name} was not run: {hanging} earlier calls of it have not come back", "hanging")
         seconds = tool.deadline.total_seconds() if tool.deadline else self._deadline_seconds
@@ -171,7 +178,7 @@ class Toolbox:
         try:
             async with asyncio.timeout(seconds) as deadline:
                 await self._places.acquire()
-                errand = self._begin(tool, arguments, context, deadline.when() or 0.0)
+                errand = self._begin(tool, arguments, context, deadline.when() or 0.0, span)
                 return await errand.came_back
         except TimeoutError:
             if errand is None:
@@ -188,15 +195,16 @@ class Toolbox:
         now = asyncio.get_running_loop().time()
         return sum(errand.tool is tool and errand.due <= now for errand in self._errands)
 
-    def _begin(self, tool: Tool, arguments: str, context: ToolContext, due: float) -> Errand:
+    def _begin(self, tool: Tool, arguments: str, context: ToolContext, due: float, span: Span) -> Errand:
         """Raises: RuntimeError: no thread can be started."""
         loop = asyncio.get_running_loop()
         errand = Errand(tool, context, due, loop.create_future())
+        work = span.within(partial(_run, tool, arguments, context))
 
         def run() -> None:
             outcome = Outcome(f"{tool.name} failed", "unknown")
             try:
-                outcome = _run(tool, arguments, context)
+                outcome = work()
             finally:
                 with suppress(RuntimeError):  # the loop is closed: the worker has gone without us
                     loop.call_soon_threadsafe(self._end, errand, outcome)

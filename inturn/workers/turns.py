@@ -45,6 +45,7 @@ from inturn.workers.settlements import (
 from inturn.workers.shares import shares
 from inturn.workers.teller import Teller, Telling
 from inturn.workers.toolbox import Toolbox
+from inturn.workers.tracer import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Turns:
         context: what they are shown.
         costs: what they cost.
         meter: counts what becomes of them.
+        tracer: tells their ways.
     """
 
     def __init__(
@@ -112,10 +114,11 @@ class Turns:
         context: Context,
         costs: Costs,
         meter: Meter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.settings, self.ledger, self.providers, self.teller = settings, ledger, providers, teller
         self.limits, self.toolbox, self.context, self.costs = limits, toolbox, context, costs
-        self.meter = meter or Meter()
+        self.meter, self.tracer = meter or Meter(), tracer or Tracer()
         self.cells = Cells(settings)
         self._hint_soon, self._draining = hint_soon, draining
         self.calls: dict[int, Call] = {}
@@ -138,17 +141,19 @@ class Turns:
             # At once: a plan and a place within a limit may take longer than the heartbeat leaves to leases of nobody.
             self.held[started.session_id] = started.token
             self.ledger.handed_out(started)
-            try:
-                settlement = await self._answer(started)
-            except asyncio.CancelledError:
-                self._let_go(started)
-                raise
-            except Exception:
-                self._let_go(started)  # nobody works on it: the heartbeat finds its lease to be an orphan's
-                self.teller.forget(started)
-                raise
-            more = turns < most and time.monotonic() < until and not self._draining() and shares.may_go_on(lane)
-            answer = await self._settle(started, settlement, Claim(lane, started.session_id) if more else None)
+            with self.tracer.process(started) as way:
+                try:
+                    settlement = await self._answer(started)
+                except asyncio.CancelledError:
+                    self._let_go(started)
+                    raise
+                except Exception:
+                    self._let_go(started)  # nobody works on it: the heartbeat finds its lease to be an orphan's
+                    self.teller.forget(started)
+                    raise
+                more = turns < most and time.monotonic() < until and not self._draining() and shares.may_go_on(lane)
+                answer = await self._settle(started, settlement, Claim(lane, started.session_id) if more else None)
+                way.ended(settlement, answer.becomes)
             if not more:
                 self._hint_soon(started, 0.0)
         return turns
@@ -255,7 +260,9 @@ class Turns:
         # Workers died over it as often as is allowed: if its reply was the reason, the next to go is a cell.
         asked = self.cells if started.rescues >= self.settings.effective_max_rescues else self.providers
         try:
-            reply = await asked.reply(started.model, prompt, telling)
+            with self.tracer.chat(started, prompt) as call:
+                reply = await asked.reply(started.model, prompt, telling)
+                call.answered(reply)
             counted = tokens_of(reply)
             return reply
         except ProviderError as error:
@@ -327,7 +334,8 @@ class Turns:
         return [model for model in provider.fallbacks if model != started.model] if provider is not None else []
 
     async def _settle(self, started: Started, settlement: Settlement | None, claim: Claim | None) -> Answer:
-        answer = await self.ledger.visit(settlement, claim)
+        with self.tracer.store(settlement):
+            answer = await self.ledger.visit(settlement, claim)
         self._let_go(started)
         self.meter.settled(started, settlement, answer.becomes)
         self.teller.forget(started)  # unless what came of it is stored, and its end told

@@ -59,6 +59,10 @@ class Wire(Protocol):
     def odd(self, *, is_stream: bool) -> bytes: ...
 
 
+ANSWERS = "model-2026-11-30"
+"""Whom the server lets answer, whoever was asked."""
+
+
 def dump(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
@@ -110,7 +114,12 @@ class OpenAI:
         if said.calls:
             message["tool_calls"] = [self._call(call) for call in said.calls]
         choice = {"index": 0, "message": message, "finish_reason": self._reason(said)}
-        whole: dict[str, Any] = {"id": said.ident, "object": "chat.completion", "choices": [choice]}
+        whole: dict[str, Any] = {
+            "id": said.ident,
+            "object": "chat.completion",
+            "model": ANSWERS,
+            "choices": [choice],
+        }
         if usage := said.figures("prompt_tokens", "completion_tokens"):
             whole["usage"] = usage
         return whole
@@ -156,7 +165,7 @@ class OpenAI:
 
     def _chunk(self, said: Said, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return {"id": said.ident, "object": "chat.completion.chunk", "choices": [choice]}
+        return {"id": said.ident, "object": "chat.completion.chunk", "model": ANSWERS, "choices": [choice]}
 
 
 class Anthropic:
@@ -216,7 +225,7 @@ class Anthropic:
         return b"".join([*events, self._event("message_stop")])
 
     def _message(self, said: Said) -> dict[str, Any]:
-        return {"id": said.ident, "type": "message", "role": "assistant", "content": []}
+        return {"id": said.ident, "type": "message", "role": "assistant", "model": ANSWERS, "content": []}
 
     def _use(self, call: Call) -> dict[str, Any]:
         ident = {"id": call.ident} if call.ident is not None else {}

@@ -27,7 +27,7 @@ SESSION_COLUMNS = (
 LEASE_COLUMNS = ("session_id", "token", "lane", "ready_at", "hinted_at")
 TURN_COLUMNS = (
     "session_id", "number", "state", "lane", "model", "fallbacks", "system_turn", "options", "steps", "batch_id", "line",
-    "custom_id", "ready_at", "not_after", "attempts", "ambiguous", "rescues", "created_at", "finished_at",
+    "custom_id", "ready_at", "not_after", "attempts", "ambiguous", "rescues", "created_at", "finished_at", "trace",
 )  # fmt: skip
 MESSAGE_COLUMNS = ("session_id", "turn_number", "position", "role", "content", "data", "created_at")
 
@@ -49,6 +49,7 @@ class Admission:
         prefix: of the IDs of sessions that lines have for themselves.
         batch_id: of the batch that they are lines of; None: of none.
         not_after: no call is begun for them after this.
+        trace: the link to where they are sent, for their workers.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Admission:
     batch_id: int | None = None
     prefix: str = ""
     not_after: datetime | None = None
+    trace: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class _Rows:
     """What is to be stored."""
 
     present: Any
+    trace: str | None = None
     turns: list[tuple[Any, ...]] = field(default_factory=list)
     messages: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -113,7 +116,7 @@ def admit(db: Connection, how: Admission, lines: Sequence[Line], hints: int, all
     idle, moment = _lock_leases(db, there)
     new = [key for key in dict.fromkeys(keys) if key not in there]
     present, ids = written(db, moment), dict(zip(new, take_session_ids(db, len(new)), strict=True))
-    rows, places = _Rows(present), []
+    rows, places = _Rows(present, orjson.dumps(dict(how.trace)).decode() if how.trace else None), []
     not_after = written(db, how.not_after)
     for line, key in zip(lines, keys, strict=True):
         if (session := there.get(key)) is None:
@@ -203,7 +206,7 @@ def _turn(rows: _Rows, how: Admission, session: _Session, number: int, state: Tu
     done = rows.present if state is TurnState.COMPLETED else None
     rows.turns.append(
         (session.id, number, str(state), str(how.lane), session.model, session.fallbacks, session.system_turn, "{}", steps,
-         None, None, None, rows.present, None, 0, 0, 0, rows.present, done)
+         None, None, None, rows.present, None, 0, 0, 0, rows.present, done, None)
     )  # fmt: skip
 
 
@@ -224,7 +227,7 @@ def _add(rows: _Rows, how: Admission, session: _Session, line: Line, not_after: 
     options = orjson.dumps({**how.options, **line.options}).decode() if how.options or line.options else "{}"
     rows.turns.append(
         (session.id, number, "queued", str(how.lane), model, fallbacks, session.system_turn, options, len(line.follows),
-         *place, rows.present, not_after, 0, 0, 0, rows.present, None)
+         *place, rows.present, not_after, 0, 0, 0, rows.present, None, rows.trace)
     )  # fmt: skip
     data = None if line.data is None else orjson.dumps(line.data).decode()
     rows.messages.append((session.id, number, PROMPT, "user", line.prompt, data, rows.present))

@@ -1,6 +1,6 @@
 """A batch on its way in: made under its fingerprint, its lines stored a chunk at a time, each chunk whole and once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -116,13 +116,21 @@ class Stored:
     ready: Sequence[Ready] = ()
 
 
-def store(database: Database, batch: Begun, after: int, lines: Sequence[Line | BadLine], hints: int) -> Stored:
+def store(
+    database: Database,
+    batch: Begun,
+    after: int,
+    lines: Sequence[Line | BadLine],
+    hints: int,
+    trace: Mapping[str, str] | None = None,
+) -> Stored:
     """Store the lines that come behind the first ``after``, all of them or none. The batch is ``in_progress`` with its last.
 
     Where somebody else has stored lines meanwhile, nothing is: the answer says how far they are.
 
     Args:
         hints: how many of the sessions that become ready count as told.
+        trace: the link to where they are sent.
 
     Raises:
         BatchNotFoundError: it was removed meanwhile.
@@ -136,7 +144,8 @@ def store(database: Database, batch: Begun, after: int, lines: Sequence[Line | B
         if found.state != BatchState.VALIDATING or found.stored != after:
             return Stored(BatchState(found.state), found.stored)
         done = after + len(lines)
-        admitted = admit(db, admission(batch), [it for it in lines if isinstance(it, Line)], hints, all_may_exist)
+        prompts = [it for it in lines if isinstance(it, Line)]
+        admitted = admit(db, admission(batch, trace), prompts, hints, all_may_exist)
         keep_bad(db, batch.id, [it for it in lines if isinstance(it, BadLine)])
         state = BatchState.IN_PROGRESS if done >= batch.total else BatchState.VALIDATING
         db.execute(update(BATCHES).where(BATCHES.c.id == batch.id).values(stored=done, state=state, stored_at=now()))
@@ -145,7 +154,7 @@ def store(database: Database, batch: Begun, after: int, lines: Sequence[Line | B
     return _patiently(database, chunk)
 
 
-def admission(batch: Begun) -> Admission:
+def admission(batch: Begun, trace: Mapping[str, str] | None = None) -> Admission:
     """How the lines of a batch are taken in."""
     how = batch.how
     return Admission(
@@ -159,6 +168,7 @@ def admission(batch: Begun) -> Admission:
         batch_id=batch.id,
         prefix=batch.key,
         not_after=batch.expires_at,
+        trace=trace,
     )
 
 

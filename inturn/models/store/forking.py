@@ -37,7 +37,7 @@ from inturn.models.store.opening import SYSTEM, UPSERT
 from inturn.models.tables import LEASES, MESSAGES, PAST_HOLDS, SCHEDULES, SESSIONS, TURNS
 
 LEFT_BEHIND = {
-    "session_id", "idempotency_key", "batch_id", "line", "custom_id", "streams", "waits_for", "cancel_requested_at",
+    "session_id", "idempotency_key", "batch_id", "line", "custom_id", "streams", "waits_for", "trace", "cancel_requested_at",
 }  # fmt: skip
 """What is not copied of a turn: what its sender, its batch and its worker knew it by."""
 

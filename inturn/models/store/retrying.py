@@ -20,7 +20,7 @@ CHUNK = 500
 IS_TOLD = exists().where(SESSIONS.c.id == TURNS.c.session_id, SESSIONS.c.content_removed_to < TURNS.c.number)
 UNANSWERED = TURNS.c.state.in_((TurnState.FAILED, TurnState.CANCELLED)) & TURNS.c.line.is_not(None) & IS_TOLD
 """Those whose prompt is there still: retention may have removed what was said."""
-KEPT = ("model", "fallbacks", "options", "batch_id", "line", "custom_id", "rescues", "streams")
+KEPT = ("model", "fallbacks", "options", "batch_id", "line", "custom_id", "rescues", "streams", "trace")
 """What a turn has of the one whose prompt it sends again."""
 
 LEAVE = (

@@ -6,7 +6,7 @@ that dies has sent it, or leaves it to the next.
 The database's clock says what is due. Locks go in one order: schedule, then what a send locks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -233,8 +233,11 @@ def list_due(db: Connection, limit: int) -> list[int]:
     return list(db.execute(due.order_by(SCHEDULES.c.next_at).limit(limit)).scalars())
 
 
-def fire(db: Connection, schedule_id: int) -> Fired | None:
+def fire(db: Connection, schedule_id: int, trace: Mapping[str, str] | None = None) -> Fired | None:
     """See to a run that is due: store its turn, or leave it out, and move the schedule on.
+
+    Args:
+        trace: what the turn's worker is to go on with.
 
     Returns:
         None: nothing of it is due any more, or somebody else is at it.
@@ -247,7 +250,7 @@ def fire(db: Connection, schedule_id: int) -> Fired | None:
     if row is None:
         return None
     run, following = plan(Cron(row.cron, row.timezone), Misfire(row.misfire), row.next_at, row.present)
-    sent = None if run is None else _send(db, row, run)
+    sent = None if run is None else _send(db, row, run, trace)
     changes: dict[str, Any] = {"next_at": following}
     if sent is not None:
         changes |= {"last_at": run, "last_turn": f"{sent.session_id}.{sent.number}"}
@@ -255,13 +258,13 @@ def fire(db: Connection, schedule_id: int) -> Fired | None:
     return Fired(row.name, run, sent, following <= row.present)
 
 
-def _send(db: Connection, row: Any, run: datetime) -> Sent:
+def _send(db: Connection, row: Any, run: datetime, trace: Mapping[str, str] | None) -> Sent:
     """The run's turn. Where it has been sent already, and the schedule was put back since, that is the turn."""
     key = row.session_key
     if row.new_session:
         key = f"{key}-{run:{RUN}}"
         create(db, NewSession(key, row.model, row.fallbacks, row.system_message, labels={LABEL: row.name}))
-    return accept(db, NewTurn(key, row.prompt, idempotency_key=f"schedule:{row.id}:{run.isoformat()}"))
+    return accept(db, NewTurn(key, row.prompt, idempotency_key=f"schedule:{row.id}:{run.isoformat()}", trace=trace))
 
 
 def give_up(db: Connection, schedule_id: int, because: str) -> bool:

@@ -111,6 +111,7 @@ class NewTurn:
     lane: Lane = Lane.CHAT
     retry_of: int | None = None
     streams: bool = False
+    trace: Mapping[str, str] | None = None
 
     @property
     def session(self) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def send(
     lane: Lane = Lane.CHAT,
     retry_of: int | None = None,
     streams: bool = False,
+    trace: Mapping[str, str] | None = None,
 ) -> Sent:
     """Accept a prompt: number it, store it, and make the session ready. Returned means stored.
 
@@ -149,13 +151,25 @@ def send(
         when_busy: what becomes of the unfinished turns before it, and of the prompt.
         not_before: a moment, or a time from now by the database's clock. Later turns wait behind it.
         streams: whether the reply is told while it arrives; a turn does, too, that others were joined into which do.
+        trace: what its worker is to go on with.
 
     Raises:
         SessionNotFoundError, SessionBusyError, IdempotencyConflictError: nothing was stored.
         InvalidPromptError: joined with those that wait, it is too large; nothing was stored.
     """
     new = NewTurn(
-        key, prompt, data, session_id, idempotency_key, when_busy, not_before, options or {}, lane, retry_of, streams
+        key,
+        prompt,
+        data,
+        session_id,
+        idempotency_key,
+        when_busy,
+        not_before,
+        options or {},
+        lane,
+        retry_of,
+        streams,
+        trace,
     )
     return database.transact(lambda db: accept(db, new))
 
@@ -230,6 +244,7 @@ def _store(db: Connection, new: NewTurn) -> Sent:
             "rescues": _rescues_of(db, row.id, new.retry_of),
             "retry_of": new.retry_of,
             "streams": new.streams or joined.streams,
+            "trace": new.trace,
         },
     ).one()
     say(db, row.id, number, PROMPT, Role.USER, joined.prompt, joined.data)

@@ -59,6 +59,7 @@ class Started:
         accounts: what its spend counts for.
         exceeded: a budget of those that is used up: no call may be made.
         is_late: nor may one if its batch's completion window is over.
+        trace: that it was sent in; None: in none.
         waited_seconds: since it was due, by the database's clock.
         sent_at: when it was sent, by this process's monotonic clock.
     """
@@ -91,6 +92,7 @@ class Started:
     accounts: tuple[Account, ...] = ()
     exceeded: Exceeded | None = None
     is_late: bool = False
+    trace: Mapping[str, str] | None = None
     waited_seconds: float = field(default=0.0, compare=False)
     sent_at: float = field(default=0.0, compare=False)
 
@@ -270,6 +272,7 @@ def _started(row: dict[str, Any]) -> Started:
         tools=tuple(orjson.loads(row["tools"] or "[]")),
         labels=orjson.loads(row["labels"]),
         is_late=bool(row["is_late"]),
+        trace=orjson.loads(row["trace"] or "null"),
         waited_seconds=row["waited"],
         sent_at=time.monotonic() - row["age"],
     )

@@ -106,7 +106,7 @@ class _Events:
 
 
 def _take_message(draft: Draft, message: Any) -> None:
-    draft.request_id = read.field(message, "id")
+    draft.request_id, draft.model = read.field(message, "id"), read.field(message, "model")
     _take_figures(draft, read.field(message, "usage"))
     content = read.field(message, "content")
     for place, block in enumerate(content if isinstance(content, list) else []):

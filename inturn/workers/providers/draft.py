@@ -25,6 +25,7 @@ class Draft:
         input_tokens, output_tokens: the provider's latest figures. They go along with a failure, too: it was paid for.
         calls: of tools; nobody's where no tools were offered.
         request_id: the provider's name of the reply, used where no header has one.
+        model: the provider's name of who answers.
     """
 
     def __init__(self, question: Question, on_delta: OnDelta | None = None) -> None:
@@ -38,6 +39,7 @@ class Draft:
         self.output_tokens: int | None = None
         self.cache_read_tokens = self.cache_write_tokens = 0
         self.request_id: Any = None
+        self.model: Any = None
 
     def add(self, content: Any) -> None:
         """Another piece, as a text or as parts."""
@@ -97,6 +99,7 @@ class Draft:
             self.cache_read_tokens,
             self.cache_write_tokens,
             one_line(self.stop)[:60] if self.stop else None,
+            one_line(self.model)[:200] if isinstance(self.model, str) and self.model else None,
         )
 
     def _empty(self, answer: Answer) -> ProviderError:

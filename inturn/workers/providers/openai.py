@@ -116,6 +116,7 @@ def _take(draft: Draft, payload: dict[str, Any], part: str) -> None:
         part: what its choices hold: the ``message``, or a ``delta`` of it.
     """
     draft.request_id = draft.request_id or read.field(payload, "id")
+    draft.model = draft.model or read.field(payload, "model")
     # In a chunk with the last choice, in one without any, or with every chunk: the latest figures hold.
     usage = read.field(payload, "usage")
     if isinstance(usage, dict):

@@ -63,7 +63,8 @@ WITH named AS MATERIALIZED (
     SET state = 'running', attempts = t.attempts + 1, started_at = coalesce(t.started_at, clock_timestamp())
     FROM next WHERE t.session_id = next.session_id AND t.number = next.number AND t.state = 'queued'
     RETURNING t.session_id, t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options, t.system_turn,
-        t.streams, t.fallbacks, t.rounds, t.steps, t.room, t.cuts, t.not_after, t.ready_at, t.created_at, next.token
+        t.streams, t.fallbacks, t.rounds, t.steps, t.room, t.cuts, t.not_after, t.ready_at, t.created_at, t.trace,
+        next.token
 ), tried AS (
     INSERT INTO attempts (session_id, turn_number, number, token, model, started_at)
     SELECT session_id, number, attempts, token, model, clock_timestamp() FROM started
@@ -71,7 +72,7 @@ WITH named AS MATERIALIZED (
 SELECT started.session_id, started.token, :lane AS lane, s.key, CAST(s.options AS text) AS session_options,
     started.number, started.attempts, started.ambiguous, started.rescues, started.model, started.streams,
     CAST(started.options AS text) AS options, CAST(started.fallbacks AS text) AS fallbacks,
-    started.rounds, started.steps, started.room, started.cuts,
+    started.rounds, started.steps, started.room, started.cuts, CAST(started.trace AS text) AS trace,
     started.not_after <= (SELECT clock_timestamp()) AS is_late,
     CAST(extract(epoch FROM clock_timestamp() - started.ready_at) AS double precision) AS waited,
     CAST(extract(epoch FROM clock_timestamp() - started.created_at) AS double precision) AS age,
@@ -107,7 +108,7 @@ LEFT JOIN LATERAL (
     ORDER BY m.turn_number DESC LIMIT 1
 ) AS summary ON true
 UNION ALL
-SELECT session_id, token, :lane, {", ".join(["NULL"] * 26)}
+SELECT session_id, token, :lane, {", ".join(["NULL"] * 27)}
 FROM next
 WHERE session_id NOT IN (SELECT session_id FROM started)
 """)

@@ -54,7 +54,7 @@ WHERE t.session_id IN {LISTED} AND t.state = 'running'
 LOAD = text(f"""
 SELECT t.session_id, l.token, :lane AS lane, s.key, s.options AS session_options,
     t.number, t.attempts, t.ambiguous, t.rescues, t.model, t.options, t.streams,
-    t.fallbacks, t.rounds, t.steps, t.room, t.cuts, t.not_after <= {NOW_} AS is_late,
+    t.fallbacks, t.rounds, t.steps, t.room, t.cuts, t.trace, t.not_after <= {NOW_} AS is_late,
     (julianday('now') - julianday(t.ready_at)) * 86400 AS waited,
     (julianday('now') - julianday(t.created_at)) * 86400 AS age,
     s.context_tokens, s.overflow, s.tools, s.labels,
