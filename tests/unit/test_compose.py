@@ -1,6 +1,8 @@
 """``docker-compose.yml``, as Docker Compose reads it: that it is one, and that no service is left at a loose end."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,26 @@ def test_prometheus_asks_every_process_where_it_answers(file: dict[str, dict[str
     assert itself["static_configs"] == [{"targets": [f"127.0.0.1:{port['target']}"]}]
     for name in about["rule_files"]:
         assert (ROOT / "ops" / "prometheus" / name).is_file()
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("no promtool here: install prometheus")
+    path = ROOT / "ops" / "prometheus" / "prometheus.yml"
+    done = subprocess.run([program, "check", "config", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_names_services_and_variables_that_there_are(file: dict[str, dict[str, Any]]) -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    for line in re.findall(r"docker compose .*(?:up|exec|run) (.*)$", page, re.MULTILINE):
+        named = [word for word in line.replace("--scale ", "").split("=")[0].split() if re.match(r"[a-z]+(-|$)", word)]
+        assert {word for word in named if word not in ("inturn", "doctor", "pg_dump", "custom")} <= file.keys()
+    known = {f"INTURN_{name.upper()}" for name in Settings.model_fields} | set(re.findall(r"\w+", EXAMPLE.read_text()))
+    assert set(re.findall(r"\b(?:INTURN|SHARED)_\w+", page)) <= known
+    for path in re.findall(r"`(ops/[\w/.]+)`", page):
+        assert (ROOT / path).exists()
 
 
 def test_what_is_mounted_is_there(file: dict[str, dict[str, Any]]) -> None:
