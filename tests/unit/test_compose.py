@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inturn import Settings
+from inturn import Settings, __version__
 from inturn.models.states import Lane
 from tests.composition import EXAMPLE, FILE, ROOT, compose, image, seconds, services
 
@@ -120,6 +120,12 @@ def test_nothing_starts_without_a_secret(tmp_path: Path, name: str) -> None:
 def test_the_example_holds_what_the_file_asks_for_and_nothing_else() -> None:
     asked = set(re.findall(r"(?<!\$)\$\{(\w+)", FILE.read_text()))
     assert set(re.findall(r"^(\w+)=", EXAMPLE.read_text(), re.MULTILINE)) == asked
+
+
+def test_what_is_built_is_called_what_it_is(file: dict[str, dict[str, Any]]) -> None:
+    assert {file[name]["image"] for name in OURS} == {f"inturn:{__version__}"}
+    about = yaml.safe_load((ROOT / "ops/k8s/base/kustomization.yaml").read_text())
+    assert [image["newTag"] for image in about["images"]] == [__version__]
 
 
 def test_secrets_are_kept_out_of_git_and_of_the_image() -> None:
