@@ -1,5 +1,6 @@
 """``docker-compose.yml``, as Docker Compose reads it: that it is one, and that no service is left at a loose end."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -155,6 +156,27 @@ def test_prometheus_takes_its_configuration() -> None:
     path = ROOT / "ops" / "prometheus" / "prometheus.yml"
     done = subprocess.run([program, "check", "config", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_passwords_are_made_as_the_page_says(tmp_path: Path) -> None:
+    [line] = re.findall(
+        r"^\$ (\(umask .*?> \.env\))$", (ROOT / "docs/deploying.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert line in FILE.read_text().replace("\n#   ", "\n"), "the heading of the file says the same"
+    (tmp_path / "ops").mkdir()
+    shutil.copy(EXAMPLE, tmp_path / "ops")
+    subprocess.run(["sh", "-ec", line], cwd=tmp_path, check=True)
+    made = tmp_path / ".env"
+    assert made.stat().st_mode & 0o077 == 0
+    secrets = re.findall(r"(?:PASSWORD=|inturn:)([0-9a-f]{48})$", made.read_text(), re.MULTILINE)
+    assert len(set(secrets)) == 4
+    assert compose("config", "--quiet", environment=made).returncode == 0
+
+
+def test_a_lane_has_as_many_workers_as_is_said(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text(EXAMPLE.read_text().replace("CHAT_WORKERS=1", "CHAT_WORKERS=3"))
+    done = compose("config", "--format", "json", environment=tmp_path / "env")
+    assert json.loads(done.stdout)["services"]["worker-chat"]["scale"] == 3
 
 
 def test_the_page_names_services_and_variables_that_there_are(file: dict[str, dict[str, Any]]) -> None:
