@@ -112,9 +112,12 @@ class Container:
         """Run the health check, within its time or with the exit code of timeout(1)."""
         how, *words = self.what["healthcheck"]["test"]
         words = {"CMD": words, "CMD-SHELL": ["sh", "-c", *words]}[how]
+        return self.run(*words, patience=seconds(self.what["healthcheck"]["timeout"]), **environment)
+
+    def run(self, *words: str, patience: int = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command beside it, as ``docker exec`` does."""
         program = shutil.which(words[0], path=self.env["PATH"])
         assert program, f"no {words[0]} here"
-        patience = seconds(self.what["healthcheck"]["timeout"])
         options: dict[str, Any] = {"cwd": self.directory, "capture_output": True, "text": True, "timeout": patience}
         try:
             return subprocess.run([program, *words[1:]], env=self.env | environment, check=False, **options)

@@ -8,7 +8,7 @@ import click
 from inturn.cli import render
 from inturn.cli.checkup.finding import Finding
 from inturn.cli.exits import Exit
-from inturn.cli.invocation import Invocation, metrics_flag, pass_invocation
+from inturn.cli.invocation import Invocation, pass_invocation
 
 PATIENCE_SECONDS = 5.0
 EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -16,15 +16,18 @@ EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @click.command()
-@click.option("--live", is_flag=True, help="Only whether it hangs: well even while the database is away.")
+@click.option("--live", is_flag=True, help="Whether it runs and does not hang: true even while the database is away.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@metrics_flag
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65_535), metavar="PORT", help="Its port [metrics_port of the settings]."
+)
 @pass_invocation
-def ping(invocation: Invocation, live: bool, as_json: bool) -> int:
+def ping(invocation: Invocation, live: bool, as_json: bool, metrics_port: int | None) -> int:
     """Ask the worker or beat on this host whether it is at work.
 
     It is asked where it serves its metrics. Ends with 0 when it is at work, else with 1, and says why.
     """
+    invocation.flags["metrics_port"] = metrics_port
     host, port = invocation.settings.metrics_host, invocation.settings.metrics_port
     found = ask(EVERYWHERE.get(host, host), port, "/livez" if live else "/readyz")
     if as_json:

@@ -4,7 +4,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -78,6 +81,15 @@ def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
     hung.process.send_signal(signal.SIGCONT)
     await_health(hung)
 
+    with database_away(composition):
+        for each in (workers[0], beat):
+            wait_until(lambda each=each: not each.is_healthy(), START_SECONDS)  # type: ignore[misc]
+            assert each.run("inturn", "ping", "--live").returncode == 0, "no reason to start it anew"
+    for each in (workers[0], beat):
+        await_health(each)
+
+    if flower in running:
+        assert status_of(f"http://127.0.0.1:{composition.ports['flower']}/") == 401, "it has a login"
     for each in running:
         assert each.stop() == 0, each.said()
         assert each.check().returncode != 0
@@ -86,6 +98,25 @@ def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
     assert {name for name in composition.services if name not in composition.containers} == {"prometheus", "grafana"}
     if flower not in running:
         pytest.skip("everything but Flower went well: there is no `inturn flower` yet")
+
+
+@contextmanager
+def database_away(composition: Composition) -> Iterator[None]:
+    """For as long as this lasts, nobody is let into the stack's database."""
+    name = composition.services["postgres"]["environment"]["POSTGRES_DB"]
+    with composition.postgres.connect() as db:
+        db.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        yield
+        db.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+def status_of(url: str) -> int:
+    try:
+        with urlopen(url, timeout=10) as response:
+            return int(response.status)
+    except HTTPError as error:
+        return error.code
 
 
 def sent(place: Container) -> list[str]:

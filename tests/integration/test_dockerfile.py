@@ -41,7 +41,7 @@ def test_the_image_has_no_tool_that_builds() -> None:
     packages = {word for words in installed for word in words if not word.startswith("-")}
     assert packages == {"tini"}
     assert not packages & BUILD_TOOLS
-    assert "pip uninstall --yes pip" in run
+    assert re.search(r"pip uninstall [^&]* pip\b", run)
     assert "--without-pip" in " ".join(arguments("RUN", last=False))
     assert "rm -rf /var/lib/apt/lists/*" in run
 

@@ -1,5 +1,6 @@
 """Health, asked for over HTTP and by ``inturn ping``: each answer for its own reason."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -78,6 +79,23 @@ def test_a_loop_that_hangs_is_neither_at_work_nor_alive(
     with serving(call_soon=never) as port:
         assert cli.run(["ping", *words, "--metrics-port", str(port)]) == 1
         assert "the loop that its turns run on has not come round" in capsys.readouterr().out
+
+
+def test_a_loop_that_is_held_up_does_not_come_round_until_it_is_let_go() -> None:
+    loop, held = asyncio.new_event_loop(), threading.Event()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        assert comes_round(loop.call_soon_threadsafe, 30)
+        loop.call_soon_threadsafe(held.wait)
+        assert not comes_round(loop.call_soon_threadsafe, 0.2)
+        held.set()
+        assert comes_round(loop.call_soon_threadsafe, 30)
+    finally:
+        held.set()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def test_nobody_there_is_said_with_the_address(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,16 @@
 """``docker-compose.yml``, as Docker Compose reads it: that it is one, and that no service is left at a loose end."""
 
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from inturn import Settings
+from inturn import Settings, __version__
 from inturn.models.states import Lane
 from tests.composition import EXAMPLE, FILE, ROOT, compose, image, seconds, services
 
@@ -120,6 +123,12 @@ def test_the_example_holds_what_the_file_asks_for_and_nothing_else() -> None:
     assert set(re.findall(r"^(\w+)=", EXAMPLE.read_text(), re.MULTILINE)) == asked
 
 
+def test_what_is_built_is_called_what_it_is(file: dict[str, dict[str, Any]]) -> None:
+    assert {file[name]["image"] for name in OURS} == {f"inturn:{__version__}"}
+    about = yaml.safe_load((ROOT / "ops/k8s/base/kustomization.yaml").read_text())
+    assert [image["newTag"] for image in about["images"]] == [__version__]
+
+
 def test_secrets_are_kept_out_of_git_and_of_the_image() -> None:
     ignored = (ROOT / ".gitignore").read_text().split()
     assert {"/.env", "/.env.inturn"} <= set(ignored)
@@ -138,6 +147,47 @@ def test_prometheus_asks_every_process_where_it_answers(file: dict[str, dict[str
     assert itself["static_configs"] == [{"targets": [f"127.0.0.1:{port['target']}"]}]
     for name in about["rule_files"]:
         assert (ROOT / "ops" / "prometheus" / name).is_file()
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("no promtool here: install prometheus")
+    path = ROOT / "ops" / "prometheus" / "prometheus.yml"
+    done = subprocess.run([program, "check", "config", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_passwords_are_made_as_the_page_says(tmp_path: Path) -> None:
+    [line] = re.findall(
+        r"^\$ (\(umask .*?> \.env\))$", (ROOT / "docs/deploying.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert line in FILE.read_text().replace("\n#   ", "\n"), "the heading of the file says the same"
+    (tmp_path / "ops").mkdir()
+    shutil.copy(EXAMPLE, tmp_path / "ops")
+    subprocess.run(["sh", "-ec", line], cwd=tmp_path, check=True)
+    made = tmp_path / ".env"
+    assert made.stat().st_mode & 0o077 == 0
+    secrets = re.findall(r"(?:PASSWORD=|inturn:)([0-9a-f]{48})$", made.read_text(), re.MULTILINE)
+    assert len(set(secrets)) == 4
+    assert compose("config", "--quiet", environment=made).returncode == 0
+
+
+def test_a_lane_has_as_many_workers_as_is_said(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text(EXAMPLE.read_text().replace("CHAT_WORKERS=1", "CHAT_WORKERS=3"))
+    done = compose("config", "--format", "json", environment=tmp_path / "env")
+    assert json.loads(done.stdout)["services"]["worker-chat"]["scale"] == 3
+
+
+def test_the_page_names_services_and_variables_that_there_are(file: dict[str, dict[str, Any]]) -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    for line in re.findall(r"docker compose .*(?:up|exec|run) (.*)$", page, re.MULTILINE):
+        named = [word for word in line.replace("--scale ", "").split("=")[0].split() if re.match(r"[a-z]+(-|$)", word)]
+        assert {word for word in named if word not in ("inturn", "doctor", "pg_dump", "custom")} <= file.keys()
+    known = {f"INTURN_{name.upper()}" for name in Settings.model_fields} | set(re.findall(r"\w+", EXAMPLE.read_text()))
+    assert set(re.findall(r"\b(?:INTURN|SHARED)_\w+", page)) <= known
+    for path in re.findall(r"`(ops/[\w/.]+)`", page):
+        assert (ROOT / path).exists()
 
 
 def test_what_is_mounted_is_there(file: dict[str, dict[str, Any]]) -> None:
