@@ -58,7 +58,7 @@ class JsonLines(logging.Formatter):
         message = record.getMessage()
         line: dict[str, Any] = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
-            "level": record.levelname.lower(),
+            "level": record.levelname,
             "logger": record.name,
             **({"action": found[1]} if (found := ACTION.match(message)) else {}),
             "message": message,
