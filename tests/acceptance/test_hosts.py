@@ -28,7 +28,7 @@ SESSIONS, PROMPTS = 6, 3
 MODEL_PORT = 8080
 SLOW = {"latency": 3}
 """Of the first prompts: longer than it takes to cut a cable, and shorter than a lease."""
-PACE = {"attempt_deadline_seconds": 30, "shutdown_grace_seconds": 31}
+PACE: dict[str, Any] = {"attempt_deadline_seconds": 30, "shutdown_grace_seconds": 31}
 """What is cut off is not over before it is taken over."""
 
 PRODUCER = """
