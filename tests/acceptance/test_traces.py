@@ -101,6 +101,8 @@ def test_a_turn_is_one_trace_across_processes_retries_and_deaths(stage: Stage, c
     survivor.process.terminate()
     assert survivor.await_end() == 0
     assert is_over(collector.of_turn(last)), "a worker that leaves tells what it has not told yet"
+    said = [json.loads(line)["message"] for line in survivor.said().splitlines()]
+    assert "worker: Warm shutdown (MainProcess)" in said, "Celery says this past its own logging"
 
 
 def follow_a_whole_turn(stage: Stage, collector: Collector) -> None:
