@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,14 @@ class ServerProcess:
         name: what it is called in messages.
         last_signal: what ends it at once, leaving what it has stored as a crash would.
         uid: the user to run as; None is ourselves.
+        within: the command that puts it where it is to run, as that user.
     """
 
-    def __init__(self, name: str, last_signal: signal.Signals, uid: int | None = None) -> None:
+    def __init__(
+        self, name: str, last_signal: signal.Signals, uid: int | None = None, within: Sequence[str] = ()
+    ) -> None:
         self.name = name
+        self._within = within
         self._last_signal = last_signal
         self._uid = uid
         self._child: subprocess.Popen[bytes] | None = None
@@ -100,7 +104,10 @@ class ServerProcess:
         """
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C is for the tests, which then stop their servers in order.
-            self._child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **self.privileges())
+            how = {"cwd": self.directory, "stdin": subprocess.DEVNULL} if self._within else self.privileges()
+            self._child = subprocess.Popen(
+                [*self._within, *command], stdout=log, stderr=log, start_new_session=True, **how
+            )
         self._pid_file.write_text(str(self._child.pid))
         limit = time.monotonic() + START_SECONDS
         while True:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 import redis
@@ -28,6 +28,18 @@ from ops.server_process import ServerProcess, ServerUnavailableError
 # Outside the ports that the kernel gives to outgoing connections: while a killed server is away, a client that keeps
 # dialling a port of that range can end up connected to itself.
 PORTS = range(15000, 30000)
+PORT_THERE = 5432
+"""PostgreSQL's on a host of its own."""
+
+
+class Elsewhere(Protocol):
+    """A host that is not this one: a network namespace (``ops/chaos/hosts.py``)."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def within(self) -> Sequence[str]: ...
+    def as_user(self, uid: int | None) -> Sequence[str]: ...
 
 
 class PostgresServer:
@@ -38,18 +50,26 @@ class PostgresServer:
         binaries: the directory of ``initdb`` and ``postgres``; looked for by default.
         connections: how many our own takes.
         options: more words of our own's command line, ahead of which nothing of ours goes.
+        host: where our own is to run, if not here. Its URLs here go by its unix socket; ``url_there`` has the others.
 
     Raises:
         ServerUnavailableError: there is no PostgreSQL here, or it does not start.
     """
 
     def __init__(
-        self, given: str = "", binaries: Path | None = None, connections: int = 200, options: Sequence[str] = ()
+        self,
+        given: str = "",
+        binaries: Path | None = None,
+        connections: int = 200,
+        options: Sequence[str] = (),
+        host: Elsewhere | None = None,
     ) -> None:
-        self._connections, self._options = connections, options
+        self._connections, self._options, self._host = connections, options, host
+        uid = None if given else unprivileged_uid()
         self._created: list[str] = []
         self._count = 0
-        self._own = None if given else ServerProcess("postgres", signal.SIGQUIT, unprivileged_uid())
+        within = host.as_user(uid) if host else ()
+        self._own = None if given else ServerProcess("postgres", signal.SIGQUIT, uid, within)
         self._address = make_url(given or "postgresql://").set(drivername="postgresql+psycopg")
         if self._own:
             try:
@@ -76,6 +96,12 @@ class PostgresServer:
     def url(self, database: str = "postgres") -> str:
         """The URL of a database, as SQLAlchemy and inturn write it."""
         return self._address.set(database=database).render_as_string(hide_password=False)
+
+    def url_there(self, url: str) -> str:
+        """The URL of a database of ours as other hosts know it."""
+        assert self._host is not None
+        there = make_url(url).difference_update_query(["host", "port"])
+        return there.set(host=self._host.address, port=PORT_THERE).render_as_string(hide_password=False)
 
     def connect(self, database: str | None = None) -> psycopg.Connection[tuple[Any, ...]]:
         """A connection in autocommit mode; by default to the database that is always there."""
@@ -138,14 +164,20 @@ class PostgresServer:
             self._binaries / "initdb", "--pgdata", data, "--username=postgres", f"--pwfile={password_file}",
             "--auth=password", "--encoding=UTF8", "--locale=C", "--no-sync",
         )  # fmt: skip
-        self._address = self._address.set(username="postgres", password=password, host="127.0.0.1", port=port)
+        self._address = self._address.set(username="postgres", password=password)
+        if self._host:
+            with (data / "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all all {self._host.address}/24 password\n")
+            self._address = self._address.set(query={"host": str(process.directory), "port": str(PORT_THERE)})
+        else:
+            self._address = self._address.set(host="127.0.0.1", port=port)
         self._start(process)
 
     def _start(self, process: ServerProcess) -> None:
         settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": self._address.port,
-            "unix_socket_directories": "",
+            "listen_addresses": self._host.address if self._host else "127.0.0.1",
+            "port": PORT_THERE if self._host else self._address.port,
+            "unix_socket_directories": process.directory if self._host else "",
             "max_connections": self._connections,
             "shared_buffers": "128MB",
         }
@@ -161,14 +193,18 @@ class RedisServer:
 
     Args:
         given: the URL of a running server; empty starts one of our own.
+        host: where our own is to run, if not here. Its URL here is that of its unix socket; ``url_there`` is the other.
 
     Raises:
         ServerUnavailableError: there is no Redis here, or it does not start.
     """
 
-    def __init__(self, given: str = "") -> None:
-        self.url = given or f"redis://127.0.0.1:{free_port()}/0"
-        self._own = None if given else ServerProcess("redis", signal.SIGKILL)
+    def __init__(self, given: str = "", host: Elsewhere | None = None) -> None:
+        address = host.address if host else "127.0.0.1"
+        self.url_there = self.url = given or f"redis://{address}:{free_port()}/0"
+        self._own = None if given else ServerProcess("redis", signal.SIGKILL, within=host.within if host else ())
+        if host and self._own:
+            self.url = f"unix://{self._own.directory / 'redis.sock'}"
         if self._own:
             try:
                 self.start()
@@ -187,10 +223,13 @@ class RedisServer:
 
     def start(self) -> None:
         """Start again after ``kill``, on the same port, with what the append-only file holds."""
-        port = str(make_url(self.url).port)
+        there = make_url(self.url_there)
+        nearby: list[str | Path] = []
+        if self.url != self.url_there:  # nobody else is in that network
+            nearby = ["--unixsocket", self._process.directory / "redis.sock", "--protected-mode", "no"]
         self._process.start(
-            redis_binary(), "--bind", "127.0.0.1", "--port", port, "--dir", self._process.directory,
-            "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--daemonize", "no",
+            redis_binary(), "--bind", there.host or "", "--port", str(there.port), "--dir", self._process.directory,
+            *nearby, "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--daemonize", "no",
             is_ready=self._ping,
         )  # fmt: skip
 

@@ -44,7 +44,7 @@ def supervise(settings: "Settings", *, workers: int, verbose: bool, linked: bool
     from inturn.workers.supervisor import Supervisor
 
     with closing(Database(settings.effective_database_url, connections=2)) as database:
-        report = render.talk if linked else partial(tell, settings, workers)
+        report = render.talk if linked else partial(tell, settings, workers, spoken(settings, verbose=verbose))
         arrivals = Arrivals(database, settings, report)
         supervisor = Supervisor(
             settings,
@@ -58,16 +58,24 @@ def supervise(settings: "Settings", *, workers: int, verbose: bool, linked: bool
         supervisor.run()
 
 
-def tell(settings: "Settings", workers: int, sentence: str) -> None:
+def spoken(settings: "Settings", *, verbose: bool) -> Callable[[str], None]:
+    """How the supervisor speaks: in sentences, unless they would stand between the lines of JSON that its processes log."""
+    from inturn.workers.logs import JsonLines, is_json
+
+    if settings.log_format != "json" and not (verbose and is_json(settings.log_format)):
+        return render.talk
+    lines = JsonLines("up")
+    return lambda sentence: render.talk(lines.of(__name__, sentence))
+
+
+def tell(settings: "Settings", workers: int, talk: Callable[[str], None], sentence: str) -> None:
     """Say what the supervisor says, and to whom sits there, what comes next."""
     if sentence != "ready":
-        return render.talk(sentence)
-    render.talk("ready: `inturn chat` in another terminal talks to it; Ctrl-C here stops everything")
+        return talk(sentence)
+    talk("ready: `inturn chat` in another terminal talks to it; Ctrl-C here stops everything")
     if settings.metrics_port:
         url = f"http://{settings.metrics_host}:{settings.metrics_port}/metrics"
-        render.talk(
-            f"metrics: {url} and the next free ports, one for each of {workers + 1} processes: their logs say which"
-        )
+        talk(f"metrics: {url} and the next free ports, one for each of {workers + 1} processes: their logs say which")
     return None
 
 

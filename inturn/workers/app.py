@@ -3,15 +3,18 @@
 ``celery -A inturn.workers.app worker`` works as Celery users expect; ``inturn worker`` does the same with our settings.
 """
 
+import logging
 from typing import Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.app.log import Logging
 from kombu import Connection, Queue
 
 from inturn.models.states import Lane
 from inturn.settings import Settings
 from inturn.workers import embedded
+from inturn.workers.logs import JsonLines, is_json
 from inturn.workers.queues import BROKER_TIMEOUT_SECONDS, REMOVE_EXPIRED_SESSIONS
 
 WORKER_SOCKET_TIMEOUT_SECONDS = 120
@@ -36,11 +39,32 @@ class Lines(AMQP):  # type: ignore[misc]
     Connection = Line
 
 
+class Logs(Logging):  # type: ignore[misc]
+    """Where Celery has its logging from; what it says from within signal handlers, to stdout, is logged with the rest."""
+
+    def setup_logging_subsystem(self, *args: Any, hostname: str | None = None, **how: Any) -> Any:
+        """Told a host name, it is a worker's."""
+        self._role = "beat" if hostname is None else "worker"
+        return super().setup_logging_subsystem(*args, hostname=hostname, **how)
+
+    def setup_handlers(self, *args: Any, **how: Any) -> logging.Logger:
+        logger: logging.Logger = super().setup_handlers(*args, **how)
+        if is_json(self.app.settings.log_format):
+            lines = JsonLines(self._role)
+            for handler in logger.handlers:
+                handler.setFormatter(lines)
+            if self._role == "worker":
+                from celery.apps import worker  # by the worker itself long before; an asking program does without
+
+                worker.safe_say = lambda sentence, stream=None: lines.write("celery.apps.worker", sentence)
+        return logger
+
+
 class InturnApp(Celery):  # type: ignore[misc]
     """Celery, and the settings that it was made from."""
 
     amqp_cls = "inturn.workers.app:Lines"
-    log_cls = "inturn.workers.logs:Logs"
+    log_cls = "inturn.workers.app:Logs"
     settings: Settings
 
 

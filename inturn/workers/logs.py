@@ -6,6 +6,7 @@ values that it was given: a text with blanks stays one, and a number a number.
 
 import json
 import logging
+import os
 import re
 import sys
 import traceback
@@ -14,29 +15,12 @@ from functools import cache
 from typing import Any
 
 import orjson
-from celery.app.log import Logging
 
 from inturn.workers.processes import ProcessIdentity
 
 DIRECTIVE = re.compile(r"(?:\b(?P<name>[a-z_]+)=)?%[-+ #0]*\d*(?:\.\d+)?(?P<kind>[a-zA-Z%])")
 """A place of a template that a value goes into, with the name that stands before it."""
 ACTION = re.compile(r"action=(\w+)")
-
-
-class Logs(Logging):  # type: ignore[misc]
-    """Where Celery has its logging from."""
-
-    def setup_logging_subsystem(self, *args: Any, hostname: str | None = None, **how: Any) -> Any:
-        """Told a host name, it is a worker's."""
-        self._role = "beat" if hostname is None else "worker"
-        return super().setup_logging_subsystem(*args, hostname=hostname, **how)
-
-    def setup_handlers(self, *args: Any, **how: Any) -> logging.Logger:
-        logger: logging.Logger = super().setup_handlers(*args, **how)
-        if is_json(self.app.settings.log_format):
-            for handler in logger.handlers:
-                handler.setFormatter(JsonLines(self._role))
-        return logger
 
 
 def is_json(log_format: str) -> bool:
@@ -47,18 +31,26 @@ class JsonLines(logging.Formatter):
     """Makes an object of each record; its ``message`` is the sentence as it would be without.
 
     Args:
-        role: ``worker`` or ``beat``.
+        role: ``worker``, ``beat`` or ``up``.
     """
 
     def __init__(self, role: str) -> None:
         super().__init__()
         self._ours = {"role": role, "process": str(ProcessIdentity.mine()), "pid": ProcessIdentity.mine().pid}
 
+    def of(self, logger: str, sentence: str) -> str:
+        """For who has a sentence, and no logger."""
+        return self.format(logging.LogRecord(logger, logging.INFO, "", 0, sentence, None, None))
+
+    def write(self, logger: str, sentence: str) -> None:
+        """To stderr, past all locks: a signal handler may have interrupted who holds one."""
+        os.write(2, f"{self.of(logger, sentence)}\n".encode())
+
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         line: dict[str, Any] = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
-            "level": record.levelname.lower(),
+            "level": record.levelname,
             "logger": record.name,
             **({"action": found[1]} if (found := ACTION.match(message)) else {}),
             "message": message,

@@ -134,7 +134,8 @@ class Fleet:
         self._are_apart = are_apart
         self.home, self.broker, self.logs = home, broker, logs or home
         urls = {"database_url": database_url, "broker_url": broker.url}
-        self.values = {"home": str(home), "providers": providers, **urls, **pace, **how}
+        # As text: the nemesis looks in there for who was late.
+        self.values = {"home": str(home), "providers": providers, "log_format": "text", **urls, **pace, **how}
         self.settings = Settings.load(**self.values)
         self._ways = list(ways) or [{}]
         is_sqlite = self.settings.effective_database_url.startswith("sqlite")

@@ -38,6 +38,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -251,6 +252,7 @@ class ModelServer:
 
     Args:
         log: the file that calls are written to; None takes one that goes with the server.
+        within: the command that puts it where it is to run, such as on a host of its own.
     """
 
     def __init__(
@@ -262,13 +264,14 @@ class ModelServer:
         key: str = "",
         docile: bool = False,
         log: Path | None = None,
+        within: Sequence[str] = (),
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="inturn-model-")
         self._log = log or Path(self._directory.name) / "calls.jsonl"
         flags = [f"--port={port}", f"--log={self._log}", f"--seed={seed}", f"--key={key}", "--with-parent"]
         flags += ["--docile"] if docile else []
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "ops.chaos.model", *flags, "--latency", *map(str, latency)],
+            [*within, sys.executable, "-m", "ops.chaos.model", *flags, "--latency", *map(str, latency)],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

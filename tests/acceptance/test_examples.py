@@ -231,7 +231,8 @@ def test_the_page_of_settings_names_each_with_its_default() -> None:
     for name, field in Settings.model_fields.items():
         assert f"`INTURN_{name.upper()}`" in rows[name]
         if isinstance(field.default, int | float):
-            assert rows[name].rpartition("|")[2].strip().removesuffix(", off") == f"{field.default:g}"
+            shown = str(field.default).lower() if isinstance(field.default, bool) else f"{field.default:g}"
+            assert rows[name].rpartition("|")[2].strip().removesuffix(", off") == shown
 
 
 def test_the_readme_states_the_promise_exactly() -> None:

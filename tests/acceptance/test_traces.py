@@ -20,6 +20,7 @@ from ops.servers import RedisServer
 from tests.acceptance.collector import Collector, Seen, tree
 from tests.acceptance.failing import FAULT_SECONDS, REPAIR_SECONDS, Actor, Stage, wait_until
 from tests.acceptance.test_metrics import broker_of
+from tests.acceptance.test_schedules import last_turn, make_due
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -90,7 +91,8 @@ def test_a_turn_is_one_trace_across_processes_retries_and_deaths(stage: Stage, c
     follow_many_at_once(stage, collector)
     survivor = outlive(stage, collector, worker)
     follow_an_asyncio_caller(stage, collector)
-    assert {span.service for span in collector.spans()} == {"inturn-client", "inturn-worker"}
+    follow_a_schedule(stage, collector)
+    assert {span.service for span in collector.spans()} == {"inturn-client", "inturn-worker", "inturn-beat"}
     assert not [said for said in collector.told if CANARY.encode() in said.body], "what was said is nobody's business"
 
     read_the_logs(collector, worker, survivor)
@@ -99,6 +101,8 @@ def test_a_turn_is_one_trace_across_processes_retries_and_deaths(stage: Stage, c
     survivor.process.terminate()
     assert survivor.await_end() == 0
     assert is_over(collector.of_turn(last)), "a worker that leaves tells what it has not told yet"
+    said = [json.loads(line)["message"] for line in survivor.said().splitlines()]
+    assert "worker: Warm shutdown (MainProcess)" in said, "Celery says this past its own logging"
 
 
 def follow_a_whole_turn(stage: Stage, collector: Collector) -> None:
@@ -220,6 +224,19 @@ def follow_an_asyncio_caller(stage: Stage, collector: Collector) -> None:
 
     turn_id, trace = asyncio.run(send())
     assert int(told(collector, turn_id, is_over)[0].trace, 16) == trace
+
+
+def follow_a_schedule(stage: Stage, collector: Collector) -> None:
+    stage.client.create_session("minutely")
+    stage.client.add_schedule("minutely", f"{CANARY} by the clock", cron="* * * * *", name="news")
+    beat = stage.command("beat")
+    make_due(stage, "news")
+    wait_until(lambda: last_turn(stage, "news") is not None, FAULT_SECONDS)
+    spans = told(collector, answered(stage.client.get_turn(last_turn(stage, "news") or "")), is_over)
+    assert tree(spans) == WHOLE
+    assert [span.service for span in spans[:2]] == ["inturn-beat", "inturn-worker"]
+    assert {json.loads(line)["role"] for line in beat.said().splitlines()} == {"beat"}
+    beat.kill()
 
 
 def test_what_was_said_is_told_where_it_is_asked_for(

@@ -28,7 +28,7 @@ def test_a_sentence_of_ours_is_an_object_with_its_fields() -> None:
     )  # fmt: skip
     assert said == {
         "timestamp": "2026-11-30T00:53:20.250Z",
-        "level": "warning",
+        "level": "WARNING",
         "logger": "inturn.workers.turns",
         "action": "attempt_failed",
         "message": "action=attempt_failed session=ann turn=1.2 attempt=3 seconds=2.5 again=True reason=it said a=b and "
@@ -47,7 +47,7 @@ def test_a_sentence_of_ours_is_an_object_with_its_fields() -> None:
 
 def test_an_action_that_is_a_value_is_one_and_a_field_takes_no_name_of_ours() -> None:
     said = logged("action=%s_failed level=%s message=%s", "sweep", "high", "none")
-    assert (said["action"], said["level"]) == ("sweep_failed", "info")
+    assert (said["action"], said["level"]) == ("sweep_failed", "INFO")
     assert said["message"] == "action=sweep_failed level=high message=none"
 
 
