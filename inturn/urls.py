@@ -58,9 +58,9 @@ def normalised_broker(url: str) -> str:
 
 
 def with_certificates(url: str) -> str:
-    """Say that the server's certificate is verified, unless the URL says otherwise: Celery verifies none that it is not told to.
+    """Say that the server's certificate is verified, unless the URL says otherwise: Celery verifies none of itself.
 
-    It is told in words that redis-py takes as well; those of Celery's documentation (``CERT_REQUIRED``) are put into them.
+    It is told in words that redis-py takes as well; those of Celery's documentation (``CERT_REQUIRED``) become them.
     """
     url = re.sub(r"(?<=[?&]ssl_cert_reqs=)CERT_(REQUIRED|OPTIONAL|NONE)(?=&|$)", lambda word: word[1].lower(), url)
     return url if re.search(r"[?&]ssl_cert_reqs=", url) else f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
