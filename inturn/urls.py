@@ -46,13 +46,24 @@ def normalised_broker(url: str) -> str:
         raise ValueError(
             "Sentinel, Cluster and lists of brokers are not supported: name one Redis server (redis://HOST:6379/0)"
         )
-    if not url or (scheme in ("redis", "rediss", "redis+socket") and rest):
+    if scheme == "rediss" and rest:
+        return with_certificates(url)
+    if not url or (scheme in ("redis", "redis+socket") and rest):
         return url
     if scheme == "unix" and rest:
         return f"redis+socket://{rest}"
     raise ValueError(
         "a broker is redis://, rediss://, redis+socket:// or unix://; leave it out to get the embedded one"
     )
+
+
+def with_certificates(url: str) -> str:
+    """Say that the server's certificate is verified, unless the URL says otherwise: Celery verifies none of itself.
+
+    It is told in words that redis-py takes as well; those of Celery's documentation (``CERT_REQUIRED``) become them.
+    """
+    url = re.sub(r"(?<=[?&]ssl_cert_reqs=)CERT_(REQUIRED|OPTIONAL|NONE)(?=&|$)", lambda word: word[1].lower(), url)
+    return url if re.search(r"[?&]ssl_cert_reqs=", url) else f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
 
 
 def broker_or_none(url: str) -> str | None:

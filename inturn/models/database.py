@@ -368,6 +368,11 @@ def explain(database: Database, error: DBAPIError) -> Exception:
         return SchemaError(f"the database {database.url!r} has no inturn tables yet: run `inturn db upgrade`")
     if state == "42703" or "no such column" in text or "has no column named" in text:
         return SchemaError(f"the database {database.url!r} has an older schema ({text}): run `inturn db upgrade`")
+    if state == "42501":
+        return StorageError(
+            f"the database {database.url!r} does not let its role do this ({text}): use the role that owns the tables, or "
+            "have it grant what is missing"
+        )
     if is_deadlock(error):
         return StorageError(f"the database {database.url!r} undid the transaction: {text}")
     is_operational = isinstance(error, OperationalError)

@@ -4,7 +4,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
+from psycopg import errors
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, ProgrammingError
 
 from inturn.models.database import Database, explain
 from inturn.models.errors import SchemaError, StorageError
@@ -45,6 +46,13 @@ def test_a_missing_table_or_column_is_an_old_schema(database: Database, said: st
     error = explain(database, OperationalError("SELECT 1", {}, sqlite3.OperationalError(said)))
     assert isinstance(error, SchemaError)
     assert "inturn db upgrade" in str(error)
+
+
+def test_a_right_that_is_missing_is_no_bug(database: Database):
+    said = errors.InsufficientPrivilege("permission denied for sequence sessions_id_seq")
+    error = explain(database, ProgrammingError("SELECT nextval('sessions_id_seq')", {}, said))
+    assert isinstance(error, StorageError)
+    assert "(permission denied for sequence sessions_id_seq): use the role that owns the tables" in str(error)
 
 
 def test_a_mistake_of_ours_stays_what_it_is(database: Database):

@@ -215,8 +215,14 @@ def test_other_databases_are_refused(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("given", "normal"),
-    [(url, url) for url in ("redis://h:1/0", "rediss://:p@h/1", "redis+socket:///a/b")]
-    + [("unix:///a/b", "redis+socket:///a/b")],
+    [(url, url) for url in ("redis://h:1/0", "redis+socket:///a/b", "rediss://h/1?ssl_cert_reqs=none")]
+    + [
+        ("unix:///a/b", "redis+socket:///a/b"),
+        ("rediss://:p@h/1", "rediss://:p@h/1?ssl_cert_reqs=required"),
+        ("rediss://h/1?ssl_ca_certs=/a", "rediss://h/1?ssl_ca_certs=/a&ssl_cert_reqs=required"),
+        ("rediss://h/1?ssl_cert_reqs=CERT_REQUIRED&a=b", "rediss://h/1?ssl_cert_reqs=required&a=b"),
+        ("rediss://h/1?ssl_cert_reqs=CERT_NONE", "rediss://h/1?ssl_cert_reqs=none"),
+    ],
 )
 def test_brokers_are_normalised(given: str, normal: str) -> None:
     assert Settings.load(broker_url=given).broker_url == normal
