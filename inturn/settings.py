@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as SourceError
 
 from inturn.budget_settings import BudgetSettings
+from inturn.flower_settings import Logins
 from inturn.models.cron import Cron
 from inturn.models.errors import SettingsError
 from inturn.origins import ENVIRONMENT_PREFIX, PROJECT_FILE, layers_of, origin_of, read_toml, user_file
@@ -126,6 +127,10 @@ class Settings(BaseSettings):
         0, description="Where worker and beat serve metrics: the first free port from here on. Default 0, off."
     )
     metrics_host: str = Field("127.0.0.1", description="The address that they serve them on. Default 127.0.0.1.")
+
+    flower_basic_auth: Logins = Field("", description="Flower's logins: USER:PASSWORD, .... Default none.")
+    flower_address: str = Field("127.0.0.1", description="Where Flower listens. Default 127.0.0.1.")
+    flower_port: Annotated[int, Field(ge=0, le=65_535)] = Field(5555, description="And its port. Default 5555.")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -294,6 +299,7 @@ class Settings(BaseSettings):
         values = self.model_dump(mode="json")
         for name in ("database_url", "broker_url"):
             values[name] = masked_url(values[name])
+        values["flower_basic_auth"] = MASK if self.flower_basic_auth else ""
         for provider in values["providers"].values():
             provider["headers"] = dict.fromkeys(provider["headers"], MASK)
         return values
@@ -368,7 +374,7 @@ def _sentence(detail: ErrorDetails, layers: list[tuple[str, Mapping[str, Any]]])
     value = "{...}" if isinstance(detail["input"], Mapping) else masked_url(str(detail["input"]))
     if (
         "headers" in path
-        or path[-1] in ("api_key_env", "secret_env")
+        or path[-1] in ("api_key_env", "flower_basic_auth", "secret_env")
         or (path[-1] in ("base_url", "url") and ("@" in value or "?" in value))
     ):
         value = MASK
