@@ -148,13 +148,15 @@ class RedisServer:
 
     Args:
         given: the URL of a running server; empty starts one of our own.
+        password: what our own asks for; empty: nothing.
 
     Raises:
         ServerUnavailableError: there is no Redis here, or it does not start.
     """
 
-    def __init__(self, given: str = "") -> None:
-        self.url = given or f"redis://127.0.0.1:{free_port()}/0"
+    def __init__(self, given: str = "", password: str = "") -> None:
+        self._password = password
+        self.url = given or f"redis://{password and f':{password}@'}127.0.0.1:{free_port()}/0"
         self._own = None if given else ServerProcess("redis", signal.SIGKILL)
         if self._own:
             try:
@@ -178,7 +180,7 @@ class RedisServer:
         self._process.start(
             redis_binary(), "--bind", "127.0.0.1", "--port", port, "--dir", self._process.directory,
             "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--daemonize", "no",
-            is_ready=self._ping,
+            "--requirepass", self._password, is_ready=self._ping,
         )  # fmt: skip
 
     def kill(self) -> None:
