@@ -34,8 +34,8 @@ READERS = 4
 """Threads that read the database: a page that waits for it keeps neither the loop nor Flower's own threads."""
 TASKS_IN_MEMORY = 10_000
 INSPECT_MILLISECONDS = 1000.0
-COLUMNS = "name,uuid,state,args,received,runtime,worker"
-"""Of Flower's page of tasks: the argument of a hint names its session."""
+COLUMNS = "args,state,received,runtime,name,uuid,worker"
+"""Of Flower's page of tasks: the argument of a hint names its session, so it comes first."""
 
 ROUTES = [
     URLSpec(r"/sessions", SessionsPage, name="sessions"),

@@ -3,12 +3,17 @@
 Every route that Flower or inturn registers is tried, whichever there will be.
 """
 
+import io
+import os
+import pty
 import re
 import secrets
 import stat
+import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,15 +24,16 @@ from flower.urls import handlers
 from sqlalchemy import make_url
 
 from inturn import Client, Settings, TurnFailedError
+from inturn.cli import run
 from inturn.cli.exits import Exit
 from inturn.flower.application import ROUTES
 from inturn.flower.door import NO_API, NO_SENDING, READ_ONLY, SENDING, guarded
 from inturn.models.states import ProcessKind
 from inturn.workers import embedded
-from inturn.workers.stack import StackInfo
+from inturn.workers.stack import StackInfo, inturn_command
 from ops.chaos.model import ModelServer
 from ops.servers import PostgresServer, RedisServer
-from tests.acceptance.command import Inturn
+from tests.acceptance.deployment import clean_environment
 from tests.acceptance.failing import FAULT_SECONDS, REPAIR_SECONDS, Actor, Stage, wait_until
 from tests.overhearing import overheard
 
@@ -53,11 +59,15 @@ class House:
     guarded: str
     free: str
     password: str
+    client: httpx.Client
 
-    def ask(self, path: str, method: str = "GET", login: str | None = OPS, **headers: str) -> httpx.Response:
-        if login is not None:
-            headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
-        return httpx.request(method, self.guarded + path, headers=headers, timeout=30)
+    def ask(self, path: str, method: str = "GET", login: str = OPS, **headers: str) -> httpx.Response:
+        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+        self.client.cookies.clear()
+        return self.client.request(method, self.guarded + path, headers=headers)
+
+    def ask_free(self, path: str, **headers: str) -> httpx.Response:
+        return self.client.get(self.free + path, headers=headers)
 
     def worker(self) -> str:
         """By Celery's name, once Flower knows it."""
@@ -75,7 +85,9 @@ def house(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, mo
         stage.worker()
         flower = ("flower", "--port", "0")
         doors = stage.command(*flower, "--control", "--basic-auth", f"{OPS},{VIEWER}"), stage.command(*flower)
-        yield House(stage, *map(url_of, doors), make_url(server.url).password or "")
+        behind_the_door, free = map(url_of, doors)
+        with httpx.Client(timeout=30) as client:
+            yield House(stage, behind_the_door, free, make_url(server.url).password or "", client)
     finally:
         stage.stop()
         server.stop()
@@ -171,19 +183,19 @@ def test_it_listens_to_the_world_only_with_a_login(house: House) -> None:
 
 def test_without_a_login_it_is_for_this_machine_by_name(house: House) -> None:
     """A page elsewhere may have its own name lead here, and would read all that is shown."""
-    assert httpx.get(f"{house.free}/sessions").status_code == 200
+    assert house.ask_free("/sessions").status_code == 200
     for name in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", ""):
         for path in closed_paths():
-            answer = httpx.get(house.free + path, headers={"Host": name})
+            answer = house.ask_free(path, Host=name)
             assert answer.status_code in (400, 403), (name, path)
             assert "celery@" not in answer.text
     port = make_url(house.free).port
-    assert httpx.get(f"{house.free}/sessions", headers={"Host": f"localhost:{port}"}).status_code == 200
+    assert house.ask_free("/sessions", Host=f"localhost:{port}").status_code == 200
 
 
 def test_without_a_login_there_is_no_api(house: House) -> None:
     for path in (path for path in paths() if path.startswith("/api/")):
-        answer = httpx.get(house.free + path)
+        answer = house.ask_free(path)
         assert (answer.status_code, answer.text) == (403, NO_API)
         assert "Access-Control-Allow-Origin" not in answer.headers
 
@@ -367,24 +379,68 @@ def test_the_embedded_broker_is_reached_by_its_user_only(home: Path) -> None:
     assert psutil.Process(stack.children["broker"].pid).net_connections("inet") == [], "no port"
 
 
-def test_no_escape_reaches_a_terminal(home: Path) -> None:
-    inturn = Inturn(home)
+RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Everything that a terminal may act on, but for ends of lines and tabs."""
+OWNED = re.compile(rb"\x1b\][^8]|\x1b\[2J|\x1bP|\x9b|\x07|\x08")
+"""What of the above inturn itself never writes to a terminal."""
+
+
+def test_no_escape_is_printed(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("INTURN_HOME", str(home))
+    turn = say_escapes(home)
+    commands = [
+        ("session", "show", "escapes"), ("session", "list"), ("session", "tail", "escapes"),
+        ("session", "export", "escapes", "--format", "md"), ("turn", "list", "escapes"), ("turn", "show", turn),
+        ("batch", "list"), ("why", "escapes"), ("retention", "test", "escapes"), ("retention", "history"),
+        ("chat", "escapes"), ("send", "escapes", ESCAPES, "--wait"), ("send", "escapes", ESCAPES, "--stream"),
+        ("usage", "--by", "session"), ("session", "show", ESCAPES),
+    ]  # fmt: skip
+    for words in commands:
+        for more in ([], ["--json"]) if words[0] not in ("chat", "send") and "export" not in words else ([],):
+            monkeypatch.setattr("sys.stdin", io.StringIO(f"{ESCAPES}\n"))
+            code = run([*words, *more])
+            assert code == (Exit.USAGE if ESCAPES in words[:3] and words[0] == "session" else Exit.OK)
+            printed = "".join(capsys.readouterr())
+            assert not RAW.search(printed), (words, printed)
+            assert "red" in printed or words[0] in ("batch", "usage", "why", "retention") or ESCAPES in words, words
+
+
+def say_escapes(home: Path) -> str:
+    """Wherever text is taken. Returns: a turn's ID."""
     with Client(Settings.load(home=home, default_model="echo/echo")) as client:
         session = client.create_session("escapes", labels={"who": ESCAPES}, system_message=ESCAPES)
         turn = session.send(f"{ESCAPES} prompt", stream=True)
-        client.hold_session("escapes", ESCAPES, by=ESCAPES)
-        client.submit_batch([{"prompt": ESCAPES}], name=ESCAPES)
         turn.wait(REPAIR_SECONDS)
-        client.submit_batch([{"prompt": "x", "custom_id": ESCAPES}], skip_invalid=True).wait(REPAIR_SECONDS)
-        commands = [
-            ("session", "show", "escapes"), ("session", "list"), ("session", "tail", "escapes"),
-            ("session", "export", "escapes", "--format", "md"), ("turn", "list", "escapes"), ("turn", "show", turn.id),
-            ("batch", "list"), ("why", "escapes"), ("retention", "test", "escapes"), ("chat", "escapes"),
-            ("send", "escapes", ESCAPES, "--wait"), ("usage",),
-        ]  # fmt: skip
-        for words in commands:
-            for more in ([], ["--json"]) if words[0] not in ("chat", "send") and "export" not in words else ([],):
-                done = inturn.run(*words, *more, typed=f"{ESCAPES}\n" if words[0] == "chat" else "")
-                assert done.returncode == Exit.OK, (words, done.stderr)
-                for said in (done.stdout, done.stderr):
-                    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", said), (words, said)
+        client.hold_session("escapes", ESCAPES, by=ESCAPES)
+        client.submit_batch([{"prompt": ESCAPES}], name=ESCAPES).wait(REPAIR_SECONDS)
+    return turn.id
+
+
+def test_no_escape_reaches_a_terminal(home: Path) -> None:
+    with Client(Settings.load(home=home, default_model="echo/echo")) as client:
+        session = client.get_or_create_session("in-terminal", labels={"who": ESCAPES})
+        session.send_and_wait(ESCAPES, timeout=REPAIR_SECONDS)
+    environment = clean_environment(home) | {"INTURN_HOME": str(home), "TERM": "xterm-256color"}
+    for words in (
+        ("session", "show", "in-terminal"),
+        ("session", "list"),
+        ("send", "in-terminal", ESCAPES, "--stream"),
+    ):
+        master, terminal = pty.openpty()
+        with subprocess.Popen(
+            inturn_command(*words), env=environment, stdin=terminal, stdout=terminal, stderr=terminal
+        ) as process:
+            os.close(terminal)
+            seen = b"".join(iter(partial(read_from, master), b""))
+            assert process.wait(REPAIR_SECONDS) == Exit.OK, seen
+        os.close(master)
+        assert b"in-terminal" in seen or b"red" in seen
+        assert not OWNED.search(seen), (words, seen)
+
+
+def read_from(terminal: int) -> bytes:
+    """What a program has written; nothing, once it is gone."""
+    try:
+        return os.read(terminal, 65_536)
+    except OSError:
+        return b""
