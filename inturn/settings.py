@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as SourceError
 
 from inturn.budget_settings import BudgetSettings
+from inturn.flower_settings import Logins
 from inturn.models.cron import Cron
 from inturn.models.errors import SettingsError
 from inturn.origins import ENVIRONMENT_PREFIX, PROJECT_FILE, layers_of, origin_of, read_toml, user_file
@@ -131,6 +132,10 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="What workers and beat log. Default auto: JSON where stderr is no terminal."
     )
+
+    flower_basic_auth: Logins = Field("", description="Flower's logins: USER:PASSWORD, .... Default none.")
+    flower_address: str = Field("127.0.0.1", description="Where Flower listens. Default 127.0.0.1.")
+    flower_port: Annotated[int, Field(ge=0, le=65_535)] = Field(5555, description="And its port. Default 5555.")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -299,6 +304,7 @@ class Settings(BaseSettings):
         values = self.model_dump(mode="json")
         for name in ("database_url", "broker_url"):
             values[name] = masked_url(values[name])
+        values["flower_basic_auth"] = MASK if self.flower_basic_auth else ""
         for provider in values["providers"].values():
             provider["headers"] = dict.fromkeys(provider["headers"], MASK)
         return values
@@ -373,7 +379,7 @@ def _sentence(detail: ErrorDetails, layers: list[tuple[str, Mapping[str, Any]]])
     value = "{...}" if isinstance(detail["input"], Mapping) else masked_url(str(detail["input"]))
     if (
         "headers" in path
-        or path[-1] in ("api_key_env", "secret_env")
+        or path[-1] in ("api_key_env", "flower_basic_auth", "secret_env")
         or (path[-1] in ("base_url", "url") and ("@" in value or "?" in value))
     ):
         value = MASK

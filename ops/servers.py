@@ -194,17 +194,19 @@ class RedisServer:
     Args:
         given: the URL of a running server; empty starts one of our own.
         host: where our own is to run, if not here. Its URL here is that of its unix socket; ``url_there`` is the other.
+        password: what our own asks for; empty: nothing.
 
     Raises:
         ServerUnavailableError: there is no Redis here, or it does not start.
     """
 
-    def __init__(self, given: str = "", host: Elsewhere | None = None) -> None:
+    def __init__(self, given: str = "", password: str = "", host: Elsewhere | None = None) -> None:
+        self._password = password
         address = host.address if host else "127.0.0.1"
-        self.url_there = self.url = given or f"redis://{address}:{free_port()}/0"
+        self.url_there = self.url = given or f"redis://{password and f':{password}@'}{address}:{free_port()}/0"
         self._own = None if given else ServerProcess("redis", signal.SIGKILL, within=host.within if host else ())
         if host and self._own:
-            self.url = f"unix://{self._own.directory / 'redis.sock'}"
+            self.url = f"unix://{password and f':{password}@'}{self._own.directory / 'redis.sock'}"
         if self._own:
             try:
                 self.start()
@@ -230,7 +232,7 @@ class RedisServer:
         self._process.start(
             redis_binary(), "--bind", there.host or "", "--port", str(there.port), "--dir", self._process.directory,
             *nearby, "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--daemonize", "no",
-            is_ready=self._ping,
+            "--requirepass", self._password, is_ready=self._ping,
         )  # fmt: skip
 
     def kill(self) -> None:

@@ -47,6 +47,11 @@ COMMANDS: dict[str, Door] = {
     "up": Door("Run", "inturn.cli.up:up", "Run broker, worker and beat together, with nothing set up."),
     "worker": Door("Run", "inturn.cli.worker:worker", "Run a worker, which answers turns."),
     "beat": Door("Run", "inturn.cli.beat:beat", "Run the timetable: schedules, cleanup and sweep."),
+    "flower": Door(
+        "Run",
+        "inturn.cli.flower:flower",
+        "Run Flower: a look at workers, sessions, batches and retention in a browser.",
+    ),
     "lane": Door("Look after", "inturn.cli.lane:lane", "List, pause and resume lanes."),
     "cleanup": Door(
         "Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over, and what else expired."

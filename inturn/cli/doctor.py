@@ -13,6 +13,7 @@ import click
 from inturn.cli import render
 from inturn.cli.checkup.archives import check_archives
 from inturn.cli.checkup.finding import Finding
+from inturn.cli.checkup.flower import check_flower
 from inturn.cli.checkup.providers import LOOPBACK, check_providers
 from inturn.cli.checkup.webhooks import check_deliveries, check_secrets
 from inturn.cli.exits import Exit
@@ -36,7 +37,7 @@ def doctor(invocation: Invocation, offline: bool, as_json: bool) -> int:
     """Say what works, what does not, and how to mend it.
 
     Looks at database and schema, broker, workers, beat, schedules, the providers and their keys, the
-    modules of tools, webhooks, archives, and settings that are dangerous.
+    modules of tools, webhooks, Flower, archives, and settings that are dangerous.
     Each provider is asked, from here and for at most 5 seconds, for the list of its models, which costs nothing. Ends
     with 1 when something keeps inturn from working.
     """
@@ -57,6 +58,7 @@ def check_up(settings: "Settings", *, offline: bool = False) -> Iterator[Finding
     yield from check_providers(settings, offline=offline)
     yield from check_settings(settings)
     yield from check_secrets(settings)
+    yield from check_flower(settings)
     yield from check_archives(settings, offline=offline)
 
 
