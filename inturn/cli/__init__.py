@@ -47,7 +47,7 @@ COMMANDS: dict[str, Door] = {
     "up": Door("Run", "inturn.cli.up:up", "Run broker, worker and beat together, with nothing set up."),
     "worker": Door("Run", "inturn.cli.worker:worker", "Run a worker, which answers turns."),
     "beat": Door("Run", "inturn.cli.beat:beat", "Run the timetable: schedules, cleanup and sweep."),
-    "top": Door("Look after", "inturn.cli.top:top", "Watch lanes, workers, failures and spending as they are now."),
+    "top": Door("Look after", "inturn.cli.top:top", "Watch lanes, workers, failures, spending, and who waits longest."),
     "lane": Door("Look after", "inturn.cli.lane:lane", "List, pause and resume lanes."),
     "cleanup": Door(
         "Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over, and what else expired."

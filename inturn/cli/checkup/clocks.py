@@ -46,8 +46,8 @@ def about_clock(whose: str, ahead: float, unsure: float, check: str) -> Finding:
         "warn",
         "clock",
         f"{whose}'s is {lasting(timedelta(seconds=abs(ahead)))} {how} the one of this machine. Leases and order are safe, "
-        f"as the database's clock rules them; but moments that are named here (--not-before, schedules), ages that are shown, "
-        "and cleanups that wait in the queue are off by that. Set both by NTP (`timedatectl`, `chronyc tracking`)",
+        f"as the database's clock rules them; but moments that are named here (--not-before, schedules), ages that are "
+        "shown, and cleanups that wait in the queue are off by that. Set both by NTP (`timedatectl`, `chronyc tracking`)",
         check,
         more=figures,
     )

@@ -1,4 +1,4 @@
-"""A prompt on its way through the real queue: to echo, in a session of its own, each step timed; then all of it is removed."""
+"""A prompt on its way through the real queue, to echo, in a session of its own: each step is timed, and all is removed."""
 
 import secrets
 import time
@@ -56,8 +56,9 @@ class Course:
         before = 0.0
         for step in STEPS:
             if (end := self.done.get(step)) is not None:
-                yield step, before, max(0.0, end - before)
-                before = max(before, end)
+                began = self.done["stored"] if step == "picked up" else before  # while the hint is being published
+                yield step, began, max(0.0, end - began)
+                before = end if step == "picked up" else max(before, end)
 
     def record(self) -> list[dict[str, Any]]:
         return [

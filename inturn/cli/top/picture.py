@@ -29,7 +29,7 @@ PLAIN = 200, 10_000
 LATE, VERY_LATE = timedelta(seconds=5), timedelta(seconds=60)
 NEARLY = 0.8
 """Of a budget, from which on it is told in yellow."""
-LEAST = 2
+LEAST = 1
 """Rows that sessions have, however many workers there are."""
 
 
@@ -130,7 +130,7 @@ def beat(activity: "Activity") -> Text:
     line = Text()
     line.append("● ", style="green" if beats else "yellow")
     if beats:
-        line.append(f"beat alive ({lasting(min(one.silent for one in beats))} ago)")
+        line.append("beat alive")
     else:
         line.append("no beat is alive", style="yellow")
     if activity.last_tick is not None:
@@ -198,7 +198,7 @@ def lane_row(lane: "LaneActivity") -> list[Text]:
 
 WORKERS = (
     Column("WORKER", shrinks=True),
-    Column("LANES", shrinks=True),
+    Column("LANES"),
     Column("IN FLIGHT", right=True),
     Column("", leaves=4),
     Column("TURNS/S", right=True),
