@@ -22,9 +22,9 @@ NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 SIZES = [(80, 24), (140, 40), (60, 16), (220, 60), (20, 5), (1, 1)]
 EVERYTHING = (
     "921 turns/s", "350 in flight", "● database", "● broker", "beat alive", "last cleanup 10 min ago", "next in 50 min",
-    "1 schedule due", "chat", "70 s", "10k+", "1 h 6 min", "host-1.example.org/4001", "all lanes", "rate_limited 12, timeout 1",
-    "FAILED in 5 min  13:", "SPENT today  1.25 US dollars", "waits-0", "waits-1", "runs-0", "runs-1", "openai/gpt-5", "q quits",
-    "p pauses", "s sorts workers: busiest",
+    "1 schedule due", "chat", "70 s", "10k+", "1 h 6 min", "host-1.example.org/4001", "all lanes", "FAILED in 5 min  13:",
+    "rate_limited 12, timeout 1", "SPENT today  1.25 US dollars", "waits-0", "waits-1", "runs-0", "runs-1", "gpt-5",
+    "q quits", "p pauses", "s sorts workers: busiest",
 )  # fmt: skip
 EVIL = "\x1b]0;owned\x07\x1b[2Jhost\x9b31m\r\n"
 
@@ -202,5 +202,7 @@ def test_a_table_gives_way_column_by_column() -> None:
         "NAME                MANY  VERSION",
         "a-rather-long-name     1  0.1.0  ",
     ]
-    assert table(columns, rows, 25)[1].plain == "a-rather-…     1  0.1.0  "
+    assert table(columns, rows, 25)[1].plain == "a-rather-long-name     1", "the version says least"
     assert table(columns, rows, 16)[1].plain == "a-rather-…     1"
+    kept = (Column("NAME", shrinks=True, keeps_end=True), *columns[1:])
+    assert table(kept, rows, 16)[1].plain == "…long-name     1"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from inturn.models.store.budgets import Standing
 
 ORDERS = ("busiest", "name", "uptime", "longest silent")
-BARS, CURVE = "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇█"
+CURVE = "▁▂▃▄▅▆▇█"
 BAR = 10
 WIDE = 118
 """From here on two tables stand side by side."""
@@ -74,12 +74,12 @@ def fit(line: Text, width: int) -> Text:
 
 def title(snapshot: "Snapshot", view: View | None, width: int) -> Text:
     activity = snapshot.activity
-    left = Text("inturn top", style="bold")
+    left = Text().append("inturn top", style="bold")
     if activity is not None:
-        left.append(f"  {activity.at.astimezone():%H:%M:%S}", style="default")
+        left.append(f"  {activity.at.astimezone():%H:%M:%S}")
         total = sum(lane.turns_per_second for lane in activity.lanes)
         left.append(f"  {rate(total)} turns/s", style="bold green" if total else "dim")
-        left.append(f"  {amount(sum(one.in_flight for one in activity.lanes))} in flight", style="default")
+        left.append(f"  {amount(sum(one.in_flight for one in activity.lanes))} in flight")
     if view is None:
         return left
     if view.is_paused:
@@ -197,7 +197,7 @@ def lane_row(lane: "LaneActivity") -> list[Text]:
 
 
 WORKERS = (
-    Column("WORKER", shrinks=True),
+    Column("WORKER", shrinks=True, keeps_end=True),
     Column("LANES"),
     Column("IN FLIGHT", right=True),
     Column("", leaves=4),
@@ -219,7 +219,7 @@ def worker_row(worker: "WorkerActivity") -> list[Text]:
         Text(f"{cell(process.host)}/{process.pid}", style=style),
         Text(lanes, style=style or "dim"),
         Text(told or f"{amount(worker.in_flight)}/{amount(process.concurrency)}", style=style),
-        bar(0.0 if is_beat else share),
+        Text() if is_beat else bar(share),
         Text(told or rate(worker.turns_per_second), style=style or ("green" if worker.turns_per_second else "")),
         Text(lasting(worker.uptime), style=style),
         Text(f"{lasting(worker.silent)}", style=style or "dim"),
@@ -228,10 +228,11 @@ def worker_row(worker: "WorkerActivity") -> list[Text]:
 
 
 def bar(share: float) -> Text:
-    eighths = round(min(max(share, 0.0), 1.0) * BAR * 8)
-    full, part = divmod(eighths, 8)
-    text = "█" * full + (BARS[part - 1] if part else "")
-    return Text(text.ljust(BAR), style="red" if share >= 1 else "yellow" if share >= NEARLY else "cyan")
+    """Thin, so that those of neighbours do not run into one another."""
+    halves = round(min(max(share, 0.0), 1.0) * BAR * 2)
+    full, half = divmod(halves, 2)
+    done = Text("━" * full + "╸" * half, style="yellow" if share >= NEARLY else "cyan")
+    return done.append("━" * (BAR - full - half), style="bright_black") if BAR > full + half else done
 
 
 def ordered(workers: Iterable["WorkerActivity"], order: str) -> list["WorkerActivity"]:
@@ -263,33 +264,33 @@ def failures(activity: "Activity") -> Text:
 
 
 def spending(snapshot: "Snapshot", activity: "Activity", width: int) -> list[Text]:
-    line = Text("SPENT today  ", style="bold")
+    line = Text().append("SPENT today  ", style="bold")
     spent = snapshot.spent
     if spent is None:
         line.append("being added up", style="dim")
     elif not spent:
         line = Text("SPENT today  nothing", style="dim")
     else:
-        line.append(f"{dollars(sum(one.usd for one in spent))} US dollars", style="default")
+        line.append(f"{dollars(sum(one.usd for one in spent))} US dollars")
         hourly = activity.usd_per_second * 3600
         if hourly:
-            line.append(f" (now {dollars(hourly)} an hour)", style="default")
-        line.append(f", {amount(sum(one.tokens for one in spent))} tokens", style="default")
+            line.append(f" (now {dollars(hourly)} an hour)")
+        line.append(f", {amount(sum(one.tokens for one in spent))} tokens")
         priced = [f"{cell(one.model)} {dollars(one.usd)}" for one in spent if one.usd]
         unpriced = sum(one.unpriced for one in spent)
-        line.append(f": {', '.join(priced)}" if priced else "", style="default")
-        line.append(f"; {amount(unpriced)} unpriced" if unpriced else "", style="yellow")
+        line.append(f", {amount(unpriced)} unpriced" if unpriced else "", style="yellow")
+        line.append(f": {', '.join(priced)}" if priced else "")
     return [line, *([budgets(snapshot.budgets)] if snapshot.budgets else [])]
 
 
 def budgets(standings: "Sequence[Standing]") -> Text:
     """The nearest to their end first."""
-    line = Text("BUDGETS  ", style="bold")
+    line = Text().append("BUDGETS  ", style="bold")
     shares = sorted(((share_of(one), one) for one in standings), key=lambda each: -each[0])
     for number, (share, one) in enumerate(shares):
         whose = f" ({cell(one.whose)})" if one.whose not in ("", "all") else ""
         style = "bold red" if share >= 1 else "yellow" if share >= NEARLY else "default"
-        line.append(", " if number else "", style="default")
+        line.append(", " if number else "")
         line.append(f"{cell(one.budget.name)}{whose} {share:.0%}", style=style)
     return line
 

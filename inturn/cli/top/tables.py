@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from rich.text import Text
 
 GAP = 2
-NARROWEST = 8
+PLENTY, NARROWEST = 24, 8
+"""Down to the first, a column that shrinks does so before others leave; then they leave; then it shrinks to the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +16,15 @@ class Column:
 
     Attributes:
         right: its cells stand on the right.
-        shrinks: its cells may be cut off where there is no room, down to ``NARROWEST``.
-        leaves: it is left out where that is not enough: of several, the lowest number first; 0: it stays.
+        shrinks: its cells may be cut off where there is no room.
+        keeps_end: if so, in front: their ends tell them apart.
+        leaves: it may be left out: of several, the lowest number first; 0: it stays.
     """
 
     heading: str
     right: bool = False
     shrinks: bool = False
+    keeps_end: bool = False
     leaves: int = 0
 
 
@@ -37,9 +40,10 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int)
     last = max(widths, default=0)
     for number, room in widths.items():
         end = "" if number == last else " " * GAP
-        _put(heading, Text(known[number].heading, style="bold cyan"), room, known[number].right, end)
+        column = known[number]
+        _put(heading, Text(column.heading, style="bold cyan"), room, column.right, end)
         for line, row in zip(lines, rows, strict=True):
-            _put(line, row[number], room, known[number].right, end)
+            _put(line, _ending(row[number], room) if column.keeps_end else row[number], room, column.right, end)
     return [heading, *lines]
 
 
@@ -77,6 +81,10 @@ def _is_empty(column: Column, number: int, rows: Sequence[Sequence[Text]]) -> bo
     return not column.heading and not any(row[number].plain.strip() for row in rows)
 
 
+def _ending(cell: Text, room: int) -> Text:
+    return cell if cell.cell_len <= room else Text(f"…{cell.plain[1 - room :]}", style=cell.style)
+
+
 def _put(line: Text, cell: Text, room: int, right: bool, end: str) -> None:
     cell = cell.copy()
     cell.truncate(room, overflow="ellipsis")
@@ -87,8 +95,8 @@ def _put(line: Text, cell: Text, room: int, right: bool, end: str) -> None:
 
 
 def _least(columns: dict[int, Column], widths: dict[int, int]) -> int:
-    """How wide they are at least."""
-    return _total({each: min(have, NARROWEST) if columns[each].shrinks else have for each, have in widths.items()})
+    """How wide they are before one of them leaves."""
+    return _total({each: min(have, PLENTY) if columns[each].shrinks else have for each, have in widths.items()})
 
 
 def _total(widths: dict[int, int]) -> int:
