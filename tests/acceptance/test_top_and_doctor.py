@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import pytest
 
 from inturn import Client
@@ -107,6 +108,12 @@ def test_a_terminal_is_drawn_obeys_keys_and_is_left_as_it_was(deployment: Deploy
         terminal.wait_for(lambda lines: len(lines) == 40 and "every 0.5 s" in lines[-1])
         terminal.resize(30, 8)
         terminal.wait_for(lambda lines: len(lines) == 8 and max(map(len, lines)) <= 30)
+        terminal.press("\x1a")  # Ctrl-Z
+        wait_until(lambda: psutil.Process(terminal.program.pid).status() == psutil.STATUS_STOPPED)
+        terminal.assert_is_as_before()
+        terminal.program.send_signal(signal.SIGCONT)
+        terminal.resize(80, 24)
+        terminal.wait_for(lambda lines: len(lines) == 24)
         terminal.press("q")
         assert terminal.ended() == 0
         terminal.assert_is_as_before()
@@ -225,8 +232,10 @@ class Terminal:
         place["env"] = place["env"] | {"TERM": "xterm-256color"}
         for name in "COLUMNS", "LINES", "NO_COLOR":
             place["env"].pop(name, None)
-        ends = {"stdin": self._ours, "stdout": self._ours, "stderr": self._ours}
-        self.program = subprocess.Popen(inturn_command(*self._words), start_new_session=True, **ends, **place)
+        ours = self._ours
+        self.program: subprocess.Popen[bytes] = subprocess.Popen(
+            inturn_command(*self._words), stdin=ours, stdout=ours, stderr=ours, start_new_session=True, **place
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

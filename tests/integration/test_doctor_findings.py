@@ -212,7 +212,7 @@ def test_a_limit_of_the_role_counts_as_well(small: PostgresServer):
     url = small.create_database()
     name = make_url(url).database
     with closing(Store(url)) as store, small.connect() as db:
-        db.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT 4')  # type: ignore[call-overload]
+        db.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT 4')
         [found] = check_connections(store.database, [])
         assert found.state == "warn"
         assert "the database's connection limit" in found.sentence
@@ -230,7 +230,7 @@ def test_a_database_whose_clock_is_wrong_is_told(small: PostgresServer):
             "CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS "
             "$$ SELECT pg_catalog.clock_timestamp() + interval '90 seconds' $$"
         )
-        db.execute(f'ALTER DATABASE "{name}" SET search_path = public, pg_catalog')  # type: ignore[call-overload]
+        db.execute(f'ALTER DATABASE "{name}" SET search_path = public, pg_catalog')
     with closing(Database(url)) as database:
         ahead, unsure = clocks.database_offset(database)
         found = clocks.about_clock("the database", ahead, unsure, "database.clock")

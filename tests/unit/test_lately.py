@@ -3,14 +3,13 @@
 import pytest
 
 from inturn.models.store.presence import Recent
-from inturn.workers import lately
 from inturn.workers.lately import Lately
 
 
 class Clock:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        patch.setattr(lately.time, "monotonic", lambda: self.now)
+        patch.setattr("inturn.workers.lately.time.monotonic", lambda: self.now)
 
 
 def test_a_window_is_of_ten_seconds_and_a_heartbeat_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,18 +44,18 @@ def check_connections(database: Database, alive: Sequence[WorkerInfo]) -> Iterat
     figures = {"used": used, "most": most, "may_need": needed}
     they = f"{render.counted(workers, 'worker')}, {render.counted(len(alive) - workers, 'beat')} and one client"
     if used >= most * SCARCE:
-        state, said = ("fail" if used >= most else "warn"), "hardly any is left, and whoever comes next is refused"
+        said = "hardly any is left, and whoever finds none is refused"
     elif needed > least:
-        state, said = "warn", f"{they} may open up to {needed}"
+        said = f"{they} may open up to {needed}"
     else:
         said = f"{used} of {most} are used; {they} may open up to {needed}"
         yield Finding("ok", "connections", said, "database.connections", more=figures)
         return
     yield Finding(
-        state,  # type: ignore[arg-type]  # one of the two
+        "fail" if used >= most else "warn",
         "connections",
-        f"{used} of the {most} that {name} leaves are used: {said}. Raise {name}, run fewer workers (one serves "
-        "`concurrency` sessions), or put PgBouncer between, in session mode",
+        f"{used} of the {most} that {name} leaves are used: {said}. Raise {name}, or run fewer workers (one serves up to "
+        "`concurrency` sessions)",
         "database.connections",
         f"{RUNBOOK}inturndatabasedown",
         figures,

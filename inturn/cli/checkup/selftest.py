@@ -37,7 +37,12 @@ STEPS = {
 }
 
 
-SECTIONS = {"stored": "inturndatabasedown", "picked up": "inturnchatwaits", "answered": "inturnprovidererrors"}
+SECTIONS = {
+    "started": "inturnnoworker",
+    "stored": "inturndatabasedown",
+    "picked up": "inturnchatwaits",
+    "answered": "inturnprovidererrors",
+}
 """Of the runbook, about what sticks at a step."""
 
 
@@ -74,6 +79,7 @@ class SelfTest:
         self._client, self._timeout = client, timeout
         self._course, self._offset = Course(), 0.0
         self._turn: Turn | None = None
+        self._step = "started"
         self._deadline = time.monotonic() + timeout
         self._hinted = True
         self._session_id = f"inturn-doctor-{secrets.token_hex(6)}"
@@ -105,6 +111,7 @@ class SelfTest:
         from inturn.models.store import sending
         from inturn.turn import Turn
 
+        self._step = "stored"
         self._client.create_session(session_id=self._session_id, model=MODEL, retention=KEPT)
         if "started" not in self._course.done:
             self._course.began = time.time()
@@ -148,7 +155,7 @@ class SelfTest:
         return None
 
     def _went_well(self) -> Finding:
-        total = max(self._course.done.values(), default=0.0)
+        total = self._course.done["heard"]
         told = f"a prompt went through the queue, and its reply came back, in {total * 1000:.0f} ms"
         if self._hinted:
             return Finding("ok", "send", told, "send", more={"steps": self._course.record()})
@@ -168,7 +175,10 @@ class SelfTest:
             if isinstance(error, SendTimeoutError) and self._turn is not None:
                 reason = self._client.why(self._turn.id).sentence
         late = f" within {self._timeout:g} s" if isinstance(error, SendTimeoutError) else ""
+        if not self._hinted:
+            reason = f"{reason.rstrip('.')}. The broker took no hint of it: see that it runs"
         told = {
+            "started": "cannot be sent",
             "stored": "cannot be stored",
             "picked up": f"was not picked up{late}",
             "answered": f"has no reply{late}",
@@ -185,7 +195,7 @@ class SelfTest:
     def _where(self) -> str:
         """The step that was not done."""
         if self._turn is None:
-            return "stored"
+            return self._step
         with suppress(InturnError):
             self._turn.refresh()
             if self._turn.started_at is not None:
