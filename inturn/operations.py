@@ -11,7 +11,20 @@ from inturn.models.content import checked_labels, checked_lane, checked_session_
 from inturn.models.cron import Cron
 from inturn.models.errors import DeliveryNotFoundError
 from inturn.models.states import DeliveryState, ProcessKind
-from inturn.models.store import budgets, expiry, holding, lanes, moments, reading, receipts, retention, usage, webhooks
+from inturn.models.store import (
+    activity,
+    budgets,
+    expiry,
+    holding,
+    lanes,
+    moments,
+    reading,
+    receipts,
+    retention,
+    usage,
+    webhooks,
+)
+from inturn.models.store.activity import Activity, Spent
 from inturn.models.store.budgets import Standing
 from inturn.models.store.expiry import Expiry
 from inturn.models.store.holding import PastHold
@@ -200,6 +213,21 @@ class Operations(ABC):
     def list_workers(self) -> list[WorkerInfo]:
         """The processes that have shown themselves, workers and beats; ``alive`` says whether lately."""
         return alive_workers(self.connections.database, self.settings)
+
+    def activity(self) -> Activity:
+        """What the deployment does at this moment: lanes, processes, failures, who waits longest, what runs longest. Cheap,
+        however much is stored: what ``inturn top`` shows.
+        """
+        next_cleanup = self._next_cleanup()
+        with self.connections.database.reading() as db:
+            return activity.look(db, REMOVE_EXPIRED_SESSIONS, self.settings.silent_seconds, next_cleanup)
+
+    def spent_today(self) -> list[Spent]:
+        """What was spent since midnight (UTC), by model, the dearest first. It reads all attempts of the day: not for every
+        second.
+        """
+        with self.connections.database.reading() as db:
+            return activity.spent_today(db)
 
     def usage(
         self,

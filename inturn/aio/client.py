@@ -100,6 +100,8 @@ class Client:
     list_receipts = wrapped(sync.Client.list_receipts)
     list_past_holds = wrapped(sync.Client.list_past_holds)
     list_workers = wrapped(sync.Client.list_workers)
+    activity = wrapped(sync.Client.activity)
+    spent_today = wrapped(sync.Client.spent_today)
     list_webhook_deliveries = paged(sync.Client.list_webhook_deliveries)
     redeliver_webhook = wrapped(sync.Client.redeliver_webhook)
     redeliver_failed_webhooks = wrapped(sync.Client.redeliver_failed_webhooks)

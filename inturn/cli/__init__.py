@@ -52,6 +52,7 @@ COMMANDS: dict[str, Door] = {
         "inturn.cli.flower:flower",
         "Run Flower: a look at workers, sessions, batches and retention in a browser.",
     ),
+    "top": Door("Look after", "inturn.cli.top:top", "Watch lanes, workers, failures, spending, and who waits longest."),
     "lane": Door("Look after", "inturn.cli.lane:lane", "List, pause and resume lanes."),
     "cleanup": Door(
         "Look after", "inturn.cli.cleanup:cleanup", "Remove sessions whose retention is over, and what else expired."

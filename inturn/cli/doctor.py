@@ -4,7 +4,6 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -12,14 +11,18 @@ import click
 
 from inturn.cli import render
 from inturn.cli.checkup.archives import check_archives
-from inturn.cli.checkup.finding import Finding
+from inturn.cli.checkup.brokers import check_broker
+from inturn.cli.checkup.disks import check_disks
+from inturn.cli.checkup.finding import RUNBOOK, Finding
 from inturn.cli.checkup.flower import check_flower
+from inturn.cli.checkup.origins import check_origins
 from inturn.cli.checkup.providers import LOOPBACK, check_providers
 from inturn.cli.checkup.webhooks import check_deliveries, check_secrets
+from inturn.cli.checkup.work import check_work
 from inturn.cli.exits import Exit
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.models import failpoints
-from inturn.models.errors import InturnError
+from inturn.models.errors import InturnError, SchemaError
 from inturn.models.states import Lane, ProcessKind
 
 if TYPE_CHECKING:
@@ -31,24 +34,53 @@ OTHER_VARIABLES = {"INTURN_DEBUG", failpoints.VARIABLE}
 
 @click.command()
 @click.option("--offline", is_flag=True, help="Ask no provider, and no store of archives.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per finding.")
+@click.option(
+    "--send", "sends", is_flag=True, help="Then send a prompt to echo through the real queue, and time each step."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1, max=3600),
+    metavar="SECONDS",
+    help="Seconds until --send gives up, and says where it stuck [30].",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per finding; `check` names it.")
 @pass_invocation
-def doctor(invocation: Invocation, offline: bool, as_json: bool) -> int:
+def doctor(invocation: Invocation, offline: bool, sends: bool, timeout: float | None, as_json: bool) -> int:
     """Say what works, what does not, and how to mend it.
 
-    Looks at database and schema, broker, workers, beat, schedules, the providers and their keys, the
-    modules of tools, webhooks, Flower, archives, and settings that are dangerous.
+    Looks at database and schema, connections, clocks, broker, workers, beat, lanes, leases, schedules, the providers and
+    their keys, the modules of tools, webhooks, Flower, archives, disks, and settings that are dangerous, with their
+    origins.
     Each provider is asked, from here and for at most 5 seconds, for the list of its models, which costs nothing. Ends
     with 1 when something keeps inturn from working.
     """
     failed = False
     for finding in check_up(invocation.settings, offline=offline):
-        failed = failed or finding.state == "fail"
-        if as_json:
-            render.json_line(asdict(finding))
-        else:
-            render.verdict(finding.state, finding.subject, finding.sentence)
+        failed = tell(finding, as_json=as_json) or failed
+    if sends or timeout is not None:
+        failed = self_test(invocation, timeout or 30.0, as_json=as_json) or failed
     return Exit.FAILURE if failed else Exit.OK
+
+
+def tell(finding: Finding, *, as_json: bool) -> bool:
+    """Returns: whether it keeps inturn from working."""
+    if as_json:
+        render.json_line(finding.record())
+    else:
+        render.verdict(finding.state, finding.subject, finding.sentence)
+    return finding.state == "fail"
+
+
+def self_test(invocation: Invocation, timeout: float, *, as_json: bool) -> bool:
+    """``--send``. Returns: whether it failed."""
+    from inturn.cli.checkup.selftest import check_send, waterfall
+
+    finding = check_send(invocation, timeout)
+    failed = tell(finding, as_json=as_json)
+    if not as_json and (lines := waterfall(finding)):
+        indent = " " * render.VERDICT_INDENT
+        render.data("\n".join(f"{indent}{line}" for line in lines))
+    return failed
 
 
 def check_up(settings: "Settings", *, offline: bool = False) -> Iterator[Finding]:
@@ -57,6 +89,8 @@ def check_up(settings: "Settings", *, offline: bool = False) -> Iterator[Finding
     yield from check_broker(settings)
     yield from check_providers(settings, offline=offline)
     yield from check_settings(settings)
+    yield from check_origins(settings)
+    yield from check_disks(settings)
     yield from check_secrets(settings)
     yield from check_flower(settings)
     yield from check_archives(settings, offline=offline)
@@ -76,12 +110,30 @@ def check_database(settings: "Settings") -> Iterator[Finding]:
         with closing(Database(settings.effective_database_url, connections=1)) as database:
             migrations.check(database)
             yield Finding("ok", "database", f"{shown}, schema {migrations.HEAD}")
+            yield from check_server(settings, database)
             yield from check_processes(settings, database)
+            yield from check_work(settings, database)
             yield from check_halted(database)
             yield from check_schedules(database)
             yield from check_deliveries(settings, database)
+    except SchemaError as error:
+        yield Finding("fail", "database", str(error), "database.schema")
     except InturnError as error:
-        yield Finding("fail", "database", str(error))
+        yield Finding("fail", "database", str(error), "database.reachable", f"{RUNBOOK}inturndatabasedown")
+
+
+def check_server(settings: "Settings", database: "Database") -> Iterator[Finding]:
+    """What is the server's own, where there is one: its connections, and its clock."""
+    from inturn.cli.checkup.clocks import about_clock, database_offset
+    from inturn.cli.checkup.connections import check_connections
+    from inturn.models.store.presence import list_processes
+
+    if database.dialect != "postgresql":
+        return
+    with database.reading() as db:
+        alive = [one for one in list_processes(db, settings.silent_seconds) if one.alive]
+    yield from check_connections(database, alive)
+    yield about_clock("the database", *database_offset(database), "database.clock")
 
 
 def check_processes(settings: "Settings", database: "Database") -> Iterator[Finding]:
@@ -157,47 +209,6 @@ def check_halted(database: "Database") -> Iterator[Finding]:
             f"{render.counted(number, 'session')} halted behind a quarantined turn: `inturn why {first}` says why, and "
             f"`inturn session continue {first}` lets it go on",
         )
-
-
-def check_broker(settings: "Settings") -> Iterator[Finding]:
-    """Whether it answers, and keeps what it is given."""
-    from inturn.urls import masked_url
-
-    if settings.has_embedded_broker:
-        yield embedded_broker(settings)
-        return
-    from inturn.workers.queues import about as ask
-
-    shown = masked_url(settings.broker_url)
-    try:
-        about = ask(settings.broker_url)
-    except InturnError as error:
-        yield Finding("fail", "broker", str(error))
-        return
-    if about.get("cluster_enabled"):
-        yield Finding("fail", "broker", f"{shown} is a Redis Cluster, which Celery cannot use: name a single server")
-    elif about.get("maxmemory") and about.get("maxmemory_policy") != "noeviction":
-        policy = about.get("maxmemory_policy")
-        yield Finding(
-            "warn", "broker", f"{shown} evicts ({policy}), which delays turns: set maxmemory-policy noeviction"
-        )
-    else:
-        yield Finding("ok", "broker", f"{shown}, version {about.get('valkey_version') or about.get('redis_version')}")
-
-
-def embedded_broker(settings: "Settings") -> Finding:
-    from inturn.workers import embedded
-    from inturn.workers.stack import about_silent_broker
-
-    try:
-        if embedded.broker_is_silent(settings.home):
-            return Finding("fail", "broker", about_silent_broker(settings.home))
-        if embedded.broker_answers(settings.home):
-            return Finding("ok", "broker", f"the embedded one answers on {embedded.broker_socket(settings.home)}")
-        binary = embedded.server_binary()
-    except InturnError as error:
-        return Finding("fail", "broker", str(error))
-    return Finding("warn", "broker", f"the embedded one ({binary.name}) does not run: `inturn up` starts it")
 
 
 def check_settings(settings: "Settings") -> Iterator[Finding]:

@@ -251,6 +251,8 @@ class WorkerProcessRow(Row, table=True):
     version: str = Field(max_length=40)
     started_at: datetime
     heartbeat_at: datetime
+    recent: dict[str, Any] | None = json_value()
+    """What it did in the last seconds before its heartbeat (``presence.Recent``); null: it has not said so yet."""
 
 
 class RemovalRunRow(Row, table=True):

@@ -3,7 +3,19 @@
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, ForeignKey, Identity, Integer, MetaData, String
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    text,
+)
 from sqlalchemy.ext.mutable import MutableDict
 from sqlmodel import Field, SQLModel
 
@@ -54,6 +66,11 @@ def json_object() -> Any:
 def json_value() -> Any:
     """A JSON value that is only ever replaced whole; None is NULL."""
     return Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+
+
+def index_where(name: str, *columns: str, condition: str) -> Index:
+    """An index of some of the rows."""
+    return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))
 
 
 def count_from_zero() -> Any:

@@ -32,6 +32,7 @@ from inturn.models.rows import (
     Row,
     choice,
     count_from_zero,
+    index_where,
     json_object,
     json_value,
     one_of,
@@ -216,6 +217,7 @@ class TurnRow(Row, table=True):
             postgresql_where=text("cancel_requested_at IS NOT NULL AND finished_at IS NULL"),
             sqlite_where=text("cancel_requested_at IS NOT NULL AND finished_at IS NULL"),
         ),
+        index_where("ix_turns_failed", "finished_at", condition="state = 'failed'"),  # for who looks at what fails now
         # A batch's lines in the order in which they ended, and those that have not.
         Index(
             "ix_turns_batch",
@@ -324,6 +326,8 @@ class AttemptRow(Row, table=True):
     __table_args__ = (
         one_of("outcome", AttemptOutcome),
         CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_has_an_outcome"),
+        # What is spent today: rows come by time, so on PostgreSQL a few bytes for many pages of them are enough.
+        Index("ix_attempts_started", "started_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     )
 
     session_id: int = owned_by_session(autoincrement=False)

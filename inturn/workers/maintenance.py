@@ -222,7 +222,7 @@ class Pulse:
         held: session and token of each lease that a slot holds now.
         lost: told session and token of each lease that turned out to be somebody else's.
         cancelled: told of each session and turn whose user wants it back.
-        meter: counts leases that no slot knew of.
+        meter: counts leases that no slot knew of, and knows what the process did lately.
     """
 
     def __init__(
@@ -253,12 +253,12 @@ class Pulse:
 
     def _beat(self) -> None:
         reached("heartbeat.skip")
-        before = self._held()
+        before, recent = self._held(), self._meter.lately.recent()
         lease = self.settings.lease_seconds
         renew_below = lease - self.settings.heartbeat_seconds / 2
 
         def beat(db: Connection) -> dict[int, int]:
-            presence.appear(db, self.process)
+            presence.appear(db, self.process, recent)
             return sweeping.extend(db, self.process.id, lease, renew_below)
 
         mine = self.database.transact(beat)

@@ -1,14 +1,15 @@
-"""Who counts what happens in a process: nobody, unless its metrics are on; then ``telemetry.py`` does."""
+"""Who counts what happens in a process: what it tells with its heartbeat; all else only where its metrics are on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inturn.models.database import Database
-from inturn.models.states import TurnState
+from inturn.models.states import FINAL, TurnState
 from inturn.models.store.presence import Process
 from inturn.models.store.receipts import Removal
 from inturn.models.store.sweeping import Rescued
 from inturn.models.store.working import Settlement, Started
+from inturn.workers.lately import Lately
 from inturn.workers.queues import Hints
 
 
@@ -32,7 +33,10 @@ class Sources:
 
 
 class Meter:
-    """Counts nothing. Told by several threads."""
+    """Counts what the process did lately, and nothing else (``telemetry.py`` does). Told by several threads."""
+
+    def __init__(self) -> None:
+        self.lately = Lately()
 
     def serve(self, sources: Sources) -> None:
         """Let the metrics be read by HTTP. Where that cannot be, the log says why, and the process goes on."""
@@ -51,12 +55,20 @@ class Meter:
 
     def settled(self, started: Started, settlement: Settlement | None, becomes: TurnState | None) -> None:
         """An attempt is settled, and its turn is this now; None: the lease was lost, and nothing was stored."""
+        if settlement is None or becomes is None:
+            return
+        if tokens := (settlement.input_tokens or 0) + (settlement.output_tokens or 0):
+            self.lately.spent(settlement.price or 0.0, tokens)
+        if becomes in FINAL:
+            self.lately.ended(started.lane, becomes)
 
     def committed(self, visits: int, seconds: float) -> None:
         """The ledger has stored what so many visits wanted."""
 
     def rescued(self, rescued: Rescued) -> None:
         """The sweep has taken over leases."""
+        for state, _, lane in rescued.ended:
+            self.lately.ended(lane, state)
 
     def removed(self, removal: Removal) -> None:
         """A cleanup has removed a session."""

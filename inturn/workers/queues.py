@@ -19,6 +19,7 @@ inturn:limit:<provider>      hash     when its next call is due (``limits.lua``)
 inturn:limit:<provider>:...  sorted   ``slots``, ``chat``: turns with a moment reserved;          expiry, once nobody calls
                              sets     ``flight``: with a call under way
 inturn:cool:<model>          string   there while all workers are to leave the model alone (429)  expiry
+inturn:checkup               string   `inturn doctor` tried whether anything can be written         expiry, at once
 _kombu...celery.pidbox       set      hosts that had workers, Celery's; of those that were killed,  each cleanup: who is
                                       too, for ever                                               alive joins it again
 _kombu.*, unacked*, *.pidbox various  Celery's own bookkeeping                                    Celery
@@ -46,6 +47,7 @@ SEND_MESSAGE = "inturn.send_message"
 REMOVE_EXPIRED_SESSIONS = "inturn.remove_expired_sessions"
 CARRY_OUT_RULES = "inturn.carry_out_rules"
 CANCELS = "inturn:cancels"
+CHECKUP = "inturn:checkup"
 MAILBOXES = "_kombu.binding.celery.pidbox"
 
 BROKER_TIMEOUT_SECONDS = 1.0

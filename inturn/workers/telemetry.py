@@ -178,6 +178,7 @@ class Telemetry(Meter):
     """Counts what happens in this process."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -232,6 +233,7 @@ class Telemetry(Meter):
         self._provider_errors[(provider, self._errors[error_type])].inc()
 
     def settled(self, started: Started, settlement: Settlement | None, becomes: TurnState | None) -> None:
+        super().settled(started, settlement, becomes)
         if settlement is None or becomes is None:
             self._lost.inc()
             return
@@ -251,6 +253,7 @@ class Telemetry(Meter):
         self._commits.observe(seconds)
 
     def rescued(self, rescued: Rescued) -> None:
+        super().rescued(rescued)
         self._reaped.inc(rescued.leases)
         for state, model, lane in rescued.ended:
             self._turns[(state, self._models[model], lane)].inc()

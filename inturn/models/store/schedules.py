@@ -174,6 +174,12 @@ def get(database: Database, name: str) -> Schedule:
     return _schedule(row)
 
 
+def count_late(db: Connection, seconds: float) -> int:
+    """Schedules whose run was due so long ago, and was not fired."""
+    late = SCHEDULES.c.next_at < now(-seconds)
+    return db.execute(select(func.count()).select_from(SCHEDULES).where(late)).scalar_one()
+
+
 def list_schedules(database: Database) -> list[Schedule]:
     """All schedules, by name."""
     with database.reading() as db:

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, exists, null, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, case, exists, func, null, or_, select, tuple_, update
 
 from inturn.models.clock import now
 from inturn.models.content import storable
@@ -47,6 +48,17 @@ class CutOff:
     session_id: int
     number: int
     attempt: int
+
+
+def long_expired(db: Connection, seconds: float) -> tuple[int, str, timedelta]:
+    """Leases that ran out so long ago, and were taken over by nobody: how many, the first one's session, and since when."""
+    old = (LEASES.c.owner.is_not(None), LEASES.c.expires_at < now(-seconds))
+    many = db.execute(select(func.count()).select_from(LEASES).where(*old)).scalar_one()
+    first = select(SESSIONS.c.key, LEASES.c.expires_at, now().label("present")).join(
+        LEASES, LEASES.c.session_id == SESSIONS.c.id
+    )
+    row = db.execute(first.where(*old).order_by(LEASES.c.expires_at).limit(1)).one_or_none()
+    return (0, "", timedelta(0)) if row is None else (many, row.key, row.present - row.expires_at)
 
 
 def rescue_expired(db: Connection, caps: Caps, told: Sequence[Hook] = ()) -> Rescued | None:
