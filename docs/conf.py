@@ -1,5 +1,6 @@
 """How Sphinx makes the site of these pages: ``make docs`` writes it to ``build/docs``. They read as well where they lie."""
 
+import re
 from importlib.metadata import version as version_of
 
 from sphinx.application import Sphinx
@@ -30,8 +31,11 @@ default_role = "code"
 
 
 def _as_plain_text(app: Sphinx, context: object, lines: list[str]) -> None:
-    """The help of a command is read as reStructuredText, and an asterisk there is the beginning of something."""
-    lines[:] = [line.replace("*", r"\*") for line in lines]
+    """The help of a command is read as reStructuredText, where an asterisk and a last underscore mean something."""
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        parts[::2] = [re.sub(r"\*|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
+        lines[number] = "`".join(parts)
 
 
 def _as_sentence(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
