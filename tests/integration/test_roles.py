@@ -18,6 +18,8 @@ from ops.servers import PostgresServer
 from tests.guides import GUIDES, blocks
 
 SECRET = "a word that nobody who reports may read"
+FIGURES = {("worker_processes", "recent")}
+"""Columns that could hold text, and hold counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,6 @@ def test_who_reports_reads_figures_and_no_text(roles: Roles, client: Client):
             SELECT table_name, column_name FROM information_schema.columns
             WHERE table_schema = 'public' AND data_type IN ('text', 'json', 'jsonb')
                 AND has_column_privilege(format('public.%I', table_name), column_name, 'SELECT')""").fetchall()
-        assert columns == []
+        assert set(columns) <= FIGURES
         with pytest.raises(errors.InsufficientPrivilege):
             report.execute("SELECT content FROM messages")
