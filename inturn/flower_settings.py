@@ -65,3 +65,11 @@ def url_of(address: str, port: int) -> str:
     """Where it is to be seen; where it listens on all addresses, this machine's own stands for them."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def about_port(address: str, port: int, reason: str | None) -> str:
+    """What to say where it cannot listen."""
+    return (
+        f"Flower cannot listen on {address or 'all addresses'} port {port} ({reason}): name another one (--port, "
+        "INTURN_FLOWER_PORT), or stop who is there"
+    )

@@ -23,7 +23,7 @@ from tornado.web import Application
 from inturn.client import Client
 from inturn.flower.door import Assets, guarded
 from inturn.flower.pages import BatchesPage, RetentionPage, SessionPage, SessionsPage
-from inturn.flower_settings import about_open_door, logins, url_of
+from inturn.flower_settings import about_open_door, about_port, logins, url_of
 from inturn.models.errors import SettingsError
 from inturn.settings import Settings
 from inturn.urls import masked_url
@@ -154,10 +154,7 @@ def serve(settings: Settings, *, control: bool, show_content: bool, tell: Callab
         try:
             port = application.start_http_server()
         except OSError as error:
-            raise SettingsError(
-                f"Flower cannot listen on {settings.flower_address} port {settings.flower_port} ({error.strerror}): "
-                "name another one (--port, INTURN_FLOWER_PORT), or stop who is there"
-            ) from None
+            raise SettingsError(about_port(settings.flower_address, settings.flower_port, error.strerror)) from None
         tell(url_of(settings.flower_address, port))
         application.start()
 
