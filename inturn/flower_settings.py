@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from inturn.models.errors import SettingsError
+
 SHORTEST = 8
 """Characters of a password: whoever can reach Flower may try as many as they like."""
 FEWEST = 4
@@ -59,6 +61,17 @@ def about_open_door(address: str, known: Sequence[str]) -> str | None:
         f"Flower is to listen {where} without a login, so whoever reaches this machine could look at every session: set "
         "INTURN_FLOWER_BASIC_AUTH to USER:PASSWORD, or leave the address at 127.0.0.1"
     )
+
+
+def check_door(address: str, known: Sequence[str], *, control: bool = False) -> None:
+    """Raises: SettingsError: it must not listen there, or not like this."""
+    if refusal := about_open_door(address, known):
+        raise SettingsError(refusal)
+    if control and not known:
+        raise SettingsError(
+            "--control lets whoever reaches Flower stop workers, so it needs a login: set INTURN_FLOWER_BASIC_AUTH to "
+            "USER:PASSWORD"
+        )
 
 
 def url_of(address: str, port: int) -> str:

@@ -11,7 +11,7 @@ import click
 
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, metrics_flag, pass_invocation
-from inturn.flower_settings import about_open_door, about_port, logins, url_of
+from inturn.flower_settings import about_port, check_door, logins, url_of
 from inturn.models.errors import BrokerUnreachableError, SettingsError
 from inturn.models.states import ProcessKind
 
@@ -54,8 +54,8 @@ def supervise(settings: "Settings", *, workers: int, flower: bool, verbose: bool
     from inturn.models.database import Database
     from inturn.workers.supervisor import Supervisor
 
-    if flower and (refusal := about_open_door(settings.flower_address, logins(settings.flower_basic_auth))):
-        raise SettingsError(refusal)
+    if flower:
+        check_door(settings.flower_address, logins(settings.flower_basic_auth))
     with closing(Database(settings.effective_database_url, connections=2)) as database:
         report = render.talk if linked else partial(tell, settings, workers, flower)
         arrivals = Arrivals(database, settings, report, flower=flower)

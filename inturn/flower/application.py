@@ -23,7 +23,7 @@ from tornado.web import Application
 from inturn.client import Client
 from inturn.flower.door import Assets, guarded
 from inturn.flower.pages import BatchesPage, RetentionPage, SessionPage, SessionsPage
-from inturn.flower_settings import about_open_door, about_port, logins, url_of
+from inturn.flower_settings import about_port, check_door, logins, url_of
 from inturn.models.errors import SettingsError
 from inturn.settings import Settings
 from inturn.urls import masked_url
@@ -147,7 +147,7 @@ def serve(settings: Settings, *, control: bool, show_content: bool, tell: Callab
     Raises:
         SettingsError: it must not listen where it is to, or cannot.
     """
-    check_door(settings, control=control)
+    check_door(settings.flower_address, logins(settings.flower_basic_auth), control=control)
     logging.getLogger("tornado.access").setLevel(logging.CRITICAL)
     with closing(Stopping(Client(settings), control=control, show_content=show_content)) as stopping:
         application = stopping.application
@@ -172,15 +172,3 @@ class Stopping:
     def close(self) -> None:
         self.application.readers.shutdown(wait=False, cancel_futures=True)
         self._client.stop()
-
-
-def check_door(settings: Settings, *, control: bool = False) -> None:
-    """Raises: SettingsError: it must not listen there, or not like this."""
-    known = logins(settings.flower_basic_auth)
-    if refusal := about_open_door(settings.flower_address, known):
-        raise SettingsError(refusal)
-    if control and not known:
-        raise SettingsError(
-            "--control lets whoever reaches Flower stop workers, so it needs a login: set INTURN_FLOWER_BASIC_AUTH to "
-            "USER:PASSWORD"
-        )

@@ -174,8 +174,9 @@ def test_it_listens_to_the_world_only_with_a_login(house: House) -> None:
         ("--basic-auth", "ops:short"): "the password of it is too weak",
         ("--basic-auth", "correct-horse"): "it is not written USER:PASSWORD",
     }
+    tried = {words: house.stage.command("flower", "--port", "0", *words) for words in refusals}
     for words, sentence in refusals.items():
-        refused = house.stage.command("flower", "--port", "0", *words)
+        refused = tried[words]
         assert refused.await_end() == Exit.USAGE
         assert sentence in refused.said()
         assert "short" not in refused.said()
