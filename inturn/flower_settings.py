@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from inturn.models.errors import SettingsError
+
 SHORTEST = 8
 """Characters of a password: whoever can reach Flower may try as many as they like."""
 FEWEST = 4
@@ -61,7 +63,26 @@ def about_open_door(address: str, known: Sequence[str]) -> str | None:
     )
 
 
+def check_door(address: str, known: Sequence[str], *, control: bool = False) -> None:
+    """Raises: SettingsError: it must not listen there, or not like this."""
+    if refusal := about_open_door(address, known):
+        raise SettingsError(refusal)
+    if control and not known:
+        raise SettingsError(
+            "--control lets whoever reaches Flower stop workers, so it needs a login: set INTURN_FLOWER_BASIC_AUTH to "
+            "USER:PASSWORD"
+        )
+
+
 def url_of(address: str, port: int) -> str:
     """Where it is to be seen; where it listens on all addresses, this machine's own stands for them."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def about_port(address: str, port: int, reason: str | None) -> str:
+    """What to say where it cannot listen."""
+    return (
+        f"Flower cannot listen on {address or 'all addresses'} port {port} ({reason}): name another one (--port, "
+        "INTURN_FLOWER_PORT), or stop who is there"
+    )

@@ -7,6 +7,7 @@ import click
 
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
+from inturn.flower_settings import check_door, logins
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 LOG_FORMAT = "[%(asctime)s: %(levelname)s] %(name)s: %(message)s"
@@ -47,12 +48,14 @@ def flower(
     """
     import logging
 
-    from inturn.flower.application import serve
+    invocation.flags |= {"flower_address": address, "flower_port": port, "flower_basic_auth": basic_auth}
+    settings = invocation.settings
+    check_door(settings.flower_address, logins(settings.flower_basic_auth), control=control)
+    from inturn.flower.application import serve  # takes its time, which a refusal need not
 
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    invocation.flags |= {"flower_address": address, "flower_port": port, "flower_basic_auth": basic_auth}
     serve(
-        invocation.settings,
+        settings,
         control=control,
         show_content=show_content,
         tell=lambda url: render.talk(f"Flower: {url}"),

@@ -11,7 +11,7 @@ import click
 
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, metrics_flag, pass_invocation
-from inturn.flower_settings import about_open_door, logins, url_of
+from inturn.flower_settings import about_port, check_door, logins, url_of
 from inturn.models.errors import BrokerUnreachableError, SettingsError
 from inturn.models.states import ProcessKind
 
@@ -54,8 +54,8 @@ def supervise(settings: "Settings", *, workers: int, flower: bool, verbose: bool
     from inturn.models.database import Database
     from inturn.workers.supervisor import Supervisor
 
-    if flower and (refusal := about_open_door(settings.flower_address, logins(settings.flower_basic_auth))):
-        raise SettingsError(refusal)
+    if flower:
+        check_door(settings.flower_address, logins(settings.flower_basic_auth))
     with closing(Database(settings.effective_database_url, connections=2)) as database:
         said = partial(tell, settings, workers, flower, spoken(settings, verbose=verbose))
         report = render.talk if linked else said
@@ -112,10 +112,16 @@ class Arrivals:
         self._missed = False
 
     def prepare(self) -> None:
-        """Bring the schema up to date, or refuse, and remember who is there already."""
+        """Bring the schema up to date, or refuse, and remember who is there already.
+
+        Raises:
+            SettingsError: somebody else listens where Flower is to: it would look as if it did.
+        """
         from inturn.models import migrations
 
         migrations.prepare(self._database)
+        if self._awaits_flower:
+            check_port(self._settings.flower_address, self._settings.flower_port)
         self._before = self._workers()
 
     def are_complete(self) -> bool:
@@ -154,3 +160,14 @@ class Arrivals:
         with self._database.reading() as db:
             processes = list_processes(db, self._settings.silent_seconds)
         return {one.id for one in processes if one.alive and one.kind is ProcessKind.WORKER}
+
+
+def check_port(address: str, port: int) -> None:
+    """Raises: SettingsError: nobody can listen there now."""
+    from tornado.netutil import bind_sockets
+
+    try:
+        for each in bind_sockets(port, address=address):
+            each.close()
+    except OSError as error:
+        raise SettingsError(about_port(address, port, error.strerror)) from None

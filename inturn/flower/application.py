@@ -23,7 +23,7 @@ from tornado.web import Application
 from inturn.client import Client
 from inturn.flower.door import Assets, guarded
 from inturn.flower.pages import BatchesPage, RetentionPage, SessionPage, SessionsPage
-from inturn.flower_settings import about_open_door, logins, url_of
+from inturn.flower_settings import about_port, check_door, logins, url_of
 from inturn.models.errors import SettingsError
 from inturn.settings import Settings
 from inturn.urls import masked_url
@@ -147,17 +147,14 @@ def serve(settings: Settings, *, control: bool, show_content: bool, tell: Callab
     Raises:
         SettingsError: it must not listen where it is to, or cannot.
     """
-    check_door(settings, control=control)
+    check_door(settings.flower_address, logins(settings.flower_basic_auth), control=control)
     logging.getLogger("tornado.access").setLevel(logging.CRITICAL)
     with closing(Stopping(Client(settings), control=control, show_content=show_content)) as stopping:
         application = stopping.application
         try:
             port = application.start_http_server()
         except OSError as error:
-            raise SettingsError(
-                f"Flower cannot listen on {settings.flower_address} port {settings.flower_port} ({error.strerror}): "
-                "name another one (--port, INTURN_FLOWER_PORT), or stop who is there"
-            ) from None
+            raise SettingsError(about_port(settings.flower_address, settings.flower_port, error.strerror)) from None
         tell(url_of(settings.flower_address, port))
         application.start()
 
@@ -175,15 +172,3 @@ class Stopping:
     def close(self) -> None:
         self.application.readers.shutdown(wait=False, cancel_futures=True)
         self._client.stop()
-
-
-def check_door(settings: Settings, *, control: bool = False) -> None:
-    """Raises: SettingsError: it must not listen there, or not like this."""
-    known = logins(settings.flower_basic_auth)
-    if refusal := about_open_door(settings.flower_address, known):
-        raise SettingsError(refusal)
-    if control and not known:
-        raise SettingsError(
-            "--control lets whoever reaches Flower stop workers, so it needs a login: set INTURN_FLOWER_BASIC_AUTH to "
-            "USER:PASSWORD"
-        )

@@ -33,6 +33,7 @@ from inturn.workers import embedded
 from inturn.workers.stack import StackInfo, inturn_command
 from ops.chaos.model import ModelServer
 from ops.servers import PostgresServer, RedisServer
+from tests import warm
 from tests.acceptance.deployment import clean_environment
 from tests.acceptance.failing import FAULT_SECONDS, REPAIR_SECONDS, Actor, Stage, wait_until
 from tests.overhearing import overheard
@@ -173,12 +174,28 @@ def test_it_listens_to_the_world_only_with_a_login(house: House) -> None:
         ("--basic-auth", "ops:short"): "the password of it is too weak",
         ("--basic-auth", "correct-horse"): "it is not written USER:PASSWORD",
     }
+    tried = {words: house.stage.command("flower", "--port", "0", *words) for words in refusals}
     for words, sentence in refusals.items():
-        refused = house.stage.command("flower", "--port", "0", *words)
+        refused = tried[words]
         assert refused.await_end() == Exit.USAGE
         assert sentence in refused.said()
         assert "short" not in refused.said()
         assert "correct-horse" not in refused.said()
+
+
+def test_a_stack_does_not_begin_with_a_flower_that_cannot_be(house: House) -> None:
+    """And takes nobody else's for its own."""
+    taken = str(make_url(house.free).port)
+    for variables, sentence in (
+        ({"INTURN_FLOWER_PORT": taken}, f"Flower cannot listen on 127.0.0.1 port {taken} (Address already in use)"),
+        ({"INTURN_FLOWER_ADDRESS": "0.0.0.0"}, "Flower is to listen on 0.0.0.0 without a login"),
+    ):
+        environment = clean_environment(house.stage.home) | variables
+        environment |= {"INTURN_HOME": str(house.stage.home.with_name("other"))}
+        refused = warm.run(("up", "--flower"), environment, house.stage.home, timeout=FAULT_SECONDS)
+        assert refused.returncode == Exit.USAGE, refused.stderr
+        assert sentence in refused.stderr
+        assert "ready:" not in refused.stderr
 
 
 def test_without_a_login_it_is_for_this_machine_by_name(house: House) -> None:
