@@ -161,7 +161,7 @@ def test_leases_that_nobody_takes_back_are_stuck(store: Store):
     store.change(LEASES, LEASES.c.session_id == session, expires_at=now(-300))
     found = work(store)["leases.stuck"]
     assert (found.state, found.more["sessions"]) == ("fail", 1)
-    assert "held-for-long since 5 min" in found.sentence
+    assert "held-for-long for 5 min" in found.sentence
     assert "action=sweep_failed" in found.sentence
     store.write(presence.disappear, ["alive"])
     assert "start `inturn worker`" in work(store)["leases.stuck"].sentence

@@ -84,7 +84,7 @@ def check_lane(settings: "Settings", lane: "LaneActivity", workers: "list[Worker
         for one in workers
         if one.process.alive and one.process.kind is ProcessKind.WORKER and lane.lane in one.process.lanes.split(",")
     ]
-    wait = f"{amount(lane.ready)} ready in the lane {lane.lane}, the first since {lasting(lane.oldest)}"
+    wait = f"{amount(lane.ready)} ready in the lane {lane.lane}, the first for {lasting(lane.oldest)}"
     see = f"{RUNBOOK}inturnchatwaits"
     state: Literal["warn", "fail"] = "warn" if settings.is_embedded else "fail"
     if not servers:
@@ -135,7 +135,7 @@ def check_leases(settings: "Settings", database: "Database", seen: "Activity") -
     yield Finding(
         "fail" if not settings.is_embedded else "warn",
         "leases",
-        f"{render.counted(many, 'session')} held by workers whose leases ran out long ago ({first} since {lasting(since)}), "
+        f"{render.counted(many, 'session')} held by workers whose leases ran out long ago ({first} for {lasting(since)}), "
         f"so nobody else answers: {mend}",
         "leases.stuck",
         f"{RUNBOOK}inturnworkersdie",
