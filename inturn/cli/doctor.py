@@ -12,6 +12,7 @@ import click
 
 from inturn.cli import render
 from inturn.cli.checkup.archives import check_archives
+from inturn.cli.checkup.collector import check_collector
 from inturn.cli.checkup.finding import Finding
 from inturn.cli.checkup.providers import LOOPBACK, check_providers
 from inturn.cli.checkup.webhooks import check_deliveries, check_secrets
@@ -29,14 +30,14 @@ OTHER_VARIABLES = {"INTURN_DEBUG", failpoints.VARIABLE}
 
 
 @click.command()
-@click.option("--offline", is_flag=True, help="Ask no provider, and no store of archives.")
+@click.option("--offline", is_flag=True, help="Ask no provider, no store of archives, and no collector.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per finding.")
 @pass_invocation
 def doctor(invocation: Invocation, offline: bool, as_json: bool) -> int:
     """Say what works, what does not, and how to mend it.
 
     Looks at database and schema, broker, workers, beat, schedules, the providers and their keys, the
-    modules of tools, webhooks, archives, and settings that are dangerous.
+    modules of tools, webhooks, archives, traces, and settings that are dangerous.
     Each provider is asked, from here and for at most 5 seconds, for the list of its models, which costs nothing. Ends
     with 1 when something keeps inturn from working.
     """
@@ -58,6 +59,7 @@ def check_up(settings: "Settings", *, offline: bool = False) -> Iterator[Finding
     yield from check_settings(settings)
     yield from check_secrets(settings)
     yield from check_archives(settings, offline=offline)
+    yield from check_collector(settings, offline=offline)
 
 
 def check_database(settings: "Settings") -> Iterator[Finding]:
