@@ -12,6 +12,7 @@ import click
 from inturn.cli import render
 from inturn.cli.checkup.archives import check_archives
 from inturn.cli.checkup.brokers import check_broker
+from inturn.cli.checkup.collector import check_collector
 from inturn.cli.checkup.disks import check_disks
 from inturn.cli.checkup.finding import RUNBOOK, Finding
 from inturn.cli.checkup.flower import check_flower
@@ -33,7 +34,7 @@ OTHER_VARIABLES = {"INTURN_DEBUG", failpoints.VARIABLE}
 
 
 @click.command()
-@click.option("--offline", is_flag=True, help="Ask no provider, and no store of archives.")
+@click.option("--offline", is_flag=True, help="Ask no provider, no store of archives, and no collector.")
 @click.option(
     "--send", "sends", is_flag=True, help="Then send a prompt to echo through the real queue, and time each step."
 )
@@ -49,8 +50,8 @@ def doctor(invocation: Invocation, offline: bool, sends: bool, timeout: float | 
     """Say what works, what does not, and how to mend it.
 
     Looks at database and schema, connections, clocks, broker, workers, beat, lanes, leases, schedules, the providers and
-    their keys, the modules of tools, webhooks, Flower, archives, disks, and settings that are dangerous, with their
-    origins.
+    their keys, the modules of tools, webhooks, Flower, archives, traces, disks, and settings that are dangerous, with
+    their origins.
     Each provider is asked, from here and for at most 5 seconds, for the list of its models, which costs nothing. Ends
     with 1 when something keeps inturn from working.
     """
@@ -94,6 +95,7 @@ def check_up(settings: "Settings", *, offline: bool = False) -> Iterator[Finding
     yield from check_secrets(settings)
     yield from check_flower(settings)
     yield from check_archives(settings, offline=offline)
+    yield from check_collector(settings, offline=offline)
 
 
 def check_database(settings: "Settings") -> Iterator[Finding]:

@@ -43,7 +43,7 @@ def worker(invocation: Invocation, concurrency: int | None, lanes: str, loglevel
 
 
 def prepared_app(invocation: Invocation) -> "InturnApp":
-    """Celery, on a database that is as it should be."""
+    """Celery, on a database that is as it should be, with settings that can be kept to."""
     import warnings
     from contextlib import closing
 
@@ -51,11 +51,13 @@ def prepared_app(invocation: Invocation) -> "InturnApp":
 
     from inturn.models import migrations
     from inturn.models.database import Database
+    from inturn.workers import tracing
     from inturn.workers.app import make_app
     from inturn.workers.embedded import broker_answers, broker_is_silent
     from inturn.workers.stack import about_silent_broker
 
     settings = invocation.settings
+    tracing.check(settings)
     with closing(Database(settings.effective_database_url, connections=1)) as database:
         migrations.prepare(database)
     if settings.has_embedded_broker and broker_is_silent(settings.home):

@@ -8,7 +8,6 @@ What was killed tells nothing: a span is told at its end. The next attempt is in
 
 import atexit
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token, copy_context
@@ -28,7 +27,6 @@ from opentelemetry.trace import Link, ProxyTracerProvider, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from inturn import __version__
-from inturn.models.errors import SettingsError
 from inturn.models.states import TurnState
 from inturn.models.store.reading import TurnRecord
 from inturn.models.store.working import Settlement, Started
@@ -131,13 +129,14 @@ class Told(Span):
 class Spans(Tracer):
     """Tells a collector, or whomever the application that we are in has told OpenTelemetry to tell.
 
-    Raises:
-        SettingsError: OpenTelemetry's variables ask for what is not installed with inturn.
+    Args:
+        kind: of this process.
+        exporter: ``otlp``, ``console`` or ``none``.
     """
 
-    def __init__(self, settings: Settings, kind: str) -> None:
+    def __init__(self, settings: Settings, kind: str, exporter: str) -> None:
         found = api.get_tracer_provider()
-        self._own = own_provider(kind) if isinstance(found, ProxyTracerProvider) else None
+        self._own = own_provider(kind, exporter) if isinstance(found, ProxyTracerProvider) else None
         if self._own is not None:
             atexit.register(self.stop)
             if kind != "client":  # the process is ours: what tools trace goes along
@@ -187,6 +186,7 @@ class Spans(Tracer):
             "gen_ai.request.model": model,
             "gen_ai.conversation.id": started.key,
             "inturn.provider": provider,
+            **({"gen_ai.request.stream": True} if started.streams else {}),
             **self._providers.get(provider, {"gen_ai.provider.name": provider}),
         }
         options: Attributes = {
@@ -228,12 +228,8 @@ class Spans(Tracer):
         ending.join(STOP_SECONDS)
 
 
-def own_provider(kind: str) -> TracerProvider:
-    """A provider as OpenTelemetry's own variables describe it: ``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_TRACES_SAMPLER``.
-
-    Raises:
-        SettingsError: they ask for what is not installed with inturn.
-    """
+def own_provider(kind: str, exporter: str) -> TracerProvider:
+    """A provider as OpenTelemetry's own variables describe it: ``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_TRACES_SAMPLER``."""
     named = OTELResourceDetector().detect().attributes.get("service.name")
     resource = Resource.create(
         {
@@ -243,30 +239,10 @@ def own_provider(kind: str) -> TracerProvider:
         }
     )
     provider = TracerProvider(resource=resource, id_generator=Ids(), shutdown_on_exit=False)
-    if (exporter := chosen_exporter()) is not None:
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+    if exporter != "none":
+        made: SpanExporter = ConsoleSpanExporter() if exporter == "console" else OTLPSpanExporter()
+        provider.add_span_processor(BatchSpanProcessor(made))
     return provider
-
-
-def chosen_exporter() -> SpanExporter | None:
-    """Raises: SettingsError."""
-    chosen = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    if chosen == "none":
-        return None
-    if chosen == "console":
-        return ConsoleSpanExporter()
-    if chosen != "otlp":
-        raise SettingsError(
-            f"OTEL_TRACES_EXPORTER is {chosen!r:.80}: inturn knows otlp, console and none. Correct it, or unset it"
-        )
-    general = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
-    protocol = (os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "") or general).strip() or "http/protobuf"
-    if protocol != "http/protobuf":
-        raise SettingsError(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r:.80}: inturn speaks http/protobuf, at port 4318. "
-            "Set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL to it, and OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
-        )
-    return OTLPSpanExporter()
 
 
 def written(span: api.Span) -> dict[str, str]:

@@ -23,7 +23,7 @@ from tests.stacks import wait_until
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 NOT_RUN, GOES_ON = "not run", "goes on"
-PORTS = 9464, 9465
+PORTS = 9464, 9465, 5555
 """Those that pages name; a test takes free ones."""
 CURL = """#!{python}
 import sys, urllib.request
@@ -77,16 +77,16 @@ def test_the_site_is_built_and_no_link_is_dead(tmp_path: Path) -> None:
     assert {page for page in pages if not (tmp_path / "site" / page).exists()} == set()
 
 
-def free_ports() -> tuple[int, int]:
-    """Two in a row."""
+def free_ports() -> tuple[int, int, int]:
+    """Two in a row, and another one."""
     while True:
         first = free_port()
         with socket.socket() as second, suppress(OSError):
             second.bind(("127.0.0.1", first + 1))
-            return first, first + 1
+            return first, first + 1, free_port()
 
 
-def as_here(page: str, ports: tuple[int, int]) -> str:
+def as_here(page: str, ports: tuple[int, ...]) -> str:
     for shown, free in zip(PORTS, ports, strict=True):
         page = page.replace(str(shown), str(free))
     return page
@@ -104,11 +104,13 @@ def tools(directory: Path) -> str:
 
 def test_the_tutorial_is_what_happens(tmp_path: Path) -> None:
     environment = clean_environment(tmp_path / "config")
-    environment |= {"INTURN_HOME": str(tmp_path / "home"), "PATH": tools(tmp_path / "bin")}
+    ports = free_ports()
+    environment |= {"INTURN_HOME": str(tmp_path / "home"), "INTURN_FLOWER_PORT": str(ports[-1])}
+    environment |= {"PATH": tools(tmp_path / "bin")}
     how: dict[str, Any] = {"env": environment, "cwd": tmp_path, "stdin": subprocess.DEVNULL}
     going_on, ran = list[subprocess.Popen[bytes]](), 0
     try:
-        for step in steps(as_here((DOCS / "tutorial.md").read_text(), free_ports())):
+        for step in steps(as_here((DOCS / "tutorial.md").read_text(), ports)):
             ran += 1
             if step.goes_on:
                 log = tmp_path / f"said-{ran}"
