@@ -169,7 +169,6 @@ class Composition:
         own_client = shutil.which("redis-cli") or shutil.which("valkey-cli")
         lines = {
             "inturn": f'exec {sys.executable} -m inturn "$@"',
-            "python": f'exec {sys.executable} "$@"',
             "redis-server": f'exec {redis_binary()} --bind 127.0.0.1 --port {port} "$@"',
             "redis-cli": f'exec {own_client} -p {port} "$@"'
             if own_client

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -10,6 +12,9 @@ from inturn.cli.checkup.finding import Finding
 from inturn.cli.exits import Exit
 from inturn.cli.invocation import Invocation, pass_invocation
 
+if TYPE_CHECKING:
+    from inturn.settings import Settings
+
 PATIENCE_SECONDS = 5.0
 EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 """What listens on all addresses is asked on loopback."""
@@ -17,19 +22,19 @@ EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 @click.command()
 @click.option("--live", is_flag=True, help="Whether it runs and does not hang: true even while the database is away.")
+@click.option("--url", metavar="URL", help="Ask this page instead, such as Flower's /healthcheck.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option(
     "--metrics-port", type=click.IntRange(0, 65_535), metavar="PORT", help="Its port [metrics_port of the settings]."
 )
 @pass_invocation
-def ping(invocation: Invocation, live: bool, as_json: bool, metrics_port: int | None) -> int:
+def ping(invocation: Invocation, live: bool, url: str | None, as_json: bool, metrics_port: int | None) -> int:
     """Ask the worker or beat on this host whether it is at work.
 
     It is asked where it serves its metrics. Ends with 0 when it is at work, else with 1, and says why.
     """
     invocation.flags["metrics_port"] = metrics_port
-    host, port = invocation.settings.metrics_host, invocation.settings.metrics_port
-    found = ask(EVERYWHERE.get(host, host), port, "/livez" if live else "/readyz")
+    found = ask(url) if url else ask_process(invocation.settings, "/livez" if live else "/readyz")
     if as_json:
         render.json_line(asdict(found))
     else:
@@ -37,24 +42,45 @@ def ping(invocation: Invocation, live: bool, as_json: bool, metrics_port: int | 
     return Exit.OK if found.state == "ok" else Exit.FAILURE
 
 
-def ask(host: str, port: int, path: str) -> Finding:
-    """What the process that serves its metrics there says of itself."""
-    if not port:
-        return Finding(
-            "fail", "process", "metrics_port is 0, so none can be asked: set INTURN_METRICS_PORT for it, and here"
-        )
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+def ask_process(settings: "Settings", path: str) -> Finding:
+    """What the process that serves its metrics on this host says of itself."""
+    if not settings.metrics_port:
+        return failed("metrics_port is 0, so none can be asked: set INTURN_METRICS_PORT for it, and here")
+    host = EVERYWHERE.get(settings.metrics_host, settings.metrics_host)
+    return ask(f"http://{f'[{host}]' if ':' in host else host}:{settings.metrics_port}{path}")
+
+
+def ask(url: str) -> Finding:
+    """What a health page says.
+
+    Raises:
+        click.BadParameter: It is no address of one.
+    """
+    host, port, path = parts_of(url)
     try:
         status, said = fetch(host, port, path)
     except (OSError, HTTPException) as error:
-        return Finding("fail", "process", f"{url} does not answer ({error}): none runs there, or it is not ready yet")
-    if status == 200 and said == "ok":
-        return Finding("ok", "process", f"{url} says that it {'runs' if path == '/livez' else 'is at work'}")
+        return failed(f"{url} does not answer ({error}): nothing runs there, or it is not ready yet")
+    if status == 200 and said.lower() == "ok":
+        return Finding("ok", "process", f"{url} says that all is well")
     if status == 503:
-        return Finding("fail", "process", said)
-    return Finding(
-        "fail", "process", f"{url} answers {status}, as no process of inturn does: name another metrics_port"
-    )
+        return failed(said)
+    return failed(f"{url} answers {status}, as no process of inturn does: name another port")
+
+
+def failed(sentence: str) -> Finding:
+    return Finding("fail", "process", sentence)
+
+
+def parts_of(url: str) -> tuple[str, int, str]:
+    """Host, port and path. Raises: click.BadParameter."""
+    try:
+        place = urlsplit(url)
+        if place.scheme == "http" and place.hostname:
+            return place.hostname, place.port or 80, place.path or "/"
+    except ValueError:  # a port that is none
+        pass
+    raise click.BadParameter(f"{url!r} is no http:// address of a page", param_hint="--url")
 
 
 def fetch(host: str, port: int, path: str) -> tuple[int, str]:

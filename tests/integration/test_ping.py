@@ -58,7 +58,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_is_at_work_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with serving() as port:
         assert cli.run(["ping", "--metrics-port", str(port)]) == 0
-        assert capsys.readouterr().out == f"ok    process     http://127.0.0.1:{port}/readyz says that it is at work\n"
+        assert capsys.readouterr().out == f"ok    process     http://127.0.0.1:{port}/readyz says that all is well\n"
         assert cli.run(["ping", "--live", "--json", "--metrics-port", str(port)]) == 0
         assert json.loads(capsys.readouterr().out)["state"] == "ok"
 
@@ -117,6 +117,18 @@ def test_what_listens_everywhere_is_asked_on_loopback(
     with serving() as port:
         assert cli.run(["ping", "--metrics-port", str(port)]) == 0
     assert f"http://127.0.0.1:{port}/readyz" in capsys.readouterr().out
+
+
+def test_another_page_can_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as port:
+        assert cli.run(["ping", "--url", f"http://127.0.0.1:{port}/livez"]) == 0
+        assert f"http://127.0.0.1:{port}/livez says that all is well" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("url", ["localhost:5555/healthcheck", "https://localhost/", "http://localhost:many/"])
+def test_what_is_no_page_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["ping", "--url", url]) == 2
+    assert f"{url!r} is no http:// address of a page" in capsys.readouterr().err
 
 
 def test_somebody_elses_server_is_not_taken_for_ours(capsys: pytest.CaptureFixture[str]) -> None:
