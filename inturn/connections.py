@@ -26,6 +26,7 @@ class Connections:
             migrations.prepare(self.database)
         except BaseException:
             self.database.close()
+            self.tracer.stop()
             raise
         self.broker = connect(broker_url(settings))
         self._app = make_app(settings, producer=True)

@@ -48,6 +48,10 @@ WAL_BYTES = 16 * 1024 * 1024
 """A WAL that has grown beyond it, as during a backup or a long read, is cut when it begins anew. Usual are 4 MB."""
 WAL_RESET_BACKPORTS = ((3, 44, 6), (3, 50, 7))
 CONNECT_TIMEOUT_SECONDS = 5
+NOTICED = {"tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
+"""Of PostgreSQL's server, in milliseconds and seconds. Who is cut off from it, or whose server lost its power, is told
+nothing, and TCP would go on for a quarter of an hour. A statement may take as long as it likes: the server's kernel answers.
+"""
 REST_SECONDS = 1.0
 """After so long without use, a connection to PostgreSQL may have gone."""
 CHECKPOINT_TRIES, CHECKPOINT_SECONDS = 20, 0.05
@@ -96,7 +100,7 @@ class Database:
             self.url,
             pool_size=connections,
             max_overflow=0,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "inturn"},
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "inturn", **NOTICED},
         )
         event.listen(engine, "connect", self._set_session)
         event.listen(engine, "checkout", partial(ping_after_rest, engine.dialect))

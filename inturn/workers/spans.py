@@ -9,6 +9,7 @@ What was killed tells nothing: a span is told at its end. The next attempt is in
 import atexit
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token, copy_context
 from functools import partial
@@ -36,7 +37,7 @@ from inturn.workers.spoken import as_told, reply_as_told
 from inturn.workers.tracer import NOTHING, Span, Tracer
 
 if TYPE_CHECKING:
-    from inturn.workers.provider import Prompt, Reply, ToolCall
+    from inturn.workers.provider import OnDelta, Prompt, Reply, ToolCall
 
 T = TypeVar("T")
 Attributes = dict[str, str | int | float | bool | Sequence[str]]
@@ -88,6 +89,19 @@ class Told(Span):
         self._span.set_attribute("messaging.batch.message_count", many)
         if batch:
             self._span.set_attribute("inturn.batch.id", batch)
+
+    def hearing(self, tell: "OnDelta | None") -> "OnDelta | None":
+        began, is_first = time.monotonic(), True
+
+        def hear(piece: str) -> None:
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                self._span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - began)
+            assert tell is not None
+            tell(piece)
+
+        return None if tell is None else hear
 
     def answered(self, reply: "Reply") -> None:
         figures = {

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from inturn.models.states import TurnState
     from inturn.models.store.reading import TurnRecord
     from inturn.models.store.working import Settlement, Started
-    from inturn.workers.provider import Prompt, Reply, ToolCall
+    from inturn.workers.provider import OnDelta, Prompt, Reply, ToolCall
 
 T = TypeVar("T")
 
@@ -32,6 +32,10 @@ class Span:
 
     def sent_together(self, many: int, batch: str = "") -> None:
         """So many of them are."""
+
+    def hearing(self, tell: "OnDelta | None") -> "OnDelta | None":
+        """For who makes the call: whom to tell of a reply's pieces."""
+        return tell
 
     def answered(self, reply: "Reply") -> None:
         """A model has."""

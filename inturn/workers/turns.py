@@ -261,7 +261,7 @@ class Turns:
         asked = self.cells if started.rescues >= self.settings.effective_max_rescues else self.providers
         try:
             with self.tracer.chat(started, prompt) as call:
-                reply = await asked.reply(started.model, prompt, telling)
+                reply = await asked.reply(started.model, prompt, call.hearing(telling))
                 call.answered(reply)
             counted = tokens_of(reply)
             return reply

@@ -138,6 +138,14 @@ def follow_a_whole_turn(stage: Stage, collector: Collector) -> None:
 
 
 def follow_tools_retries_and_failures(stage: Stage, collector: Collector) -> None:
+    session = stage.client.create_session()
+    spans = told(
+        collector, answered(session.send(f'{CANARY} slowly !{{"words": 3, "gap": 0.1}}', stream=True)), is_over
+    )
+    first, last = spans[2]["gen_ai.response.time_to_first_chunk"], (spans[2].end - spans[2].start) / 1e9
+    assert 0 < first < last
+    assert spans[2]["gen_ai.request.stream"] is True
+
     calls = [{"name": "note", "arguments": {"text": CANARY}}]
     spans = told(collector, answered(asked(stage, "note this", tools=["note"], calls=calls)), is_over)
     assert tree(spans) == TOOLS
