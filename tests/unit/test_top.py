@@ -136,16 +136,17 @@ def test_what_others_chose_does_nothing_to_the_terminal() -> None:
 
 def test_what_is_away_is_said_beside_what_was_seen_last() -> None:
     told = text(snapshot(activity(), database_error="no connection to it", age_seconds=12.0))
-    assert "trying again; what follows is 12 s old. no connection to it" in told
+    assert "no connection to it; trying again; what follows is 12 s old" in told
     assert "host-1.example.org" in told
     told = text(snapshot(None, database_error="no connection to it", spent=None))
-    assert "trying again. no connection to it" in told
+    assert "no connection to it; trying again" in told
     assert "q quits" in told
 
 
 def test_who_is_missing_is_told() -> None:
     told = text(snapshot(replace(activity(), workers=[], last_tick=None, next_cleanup=None, schedules_due=0)))
     assert "no worker has shown itself" in told
+    assert " more" not in told
     assert "no beat is alive" in told
 
 

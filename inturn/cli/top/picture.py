@@ -112,9 +112,9 @@ def deployment(snapshot: "Snapshot", width: int) -> list[Text]:
     lines = [places]
     if snapshot.database_error:
         age = f"; what follows is {lasting(snapshot.age_seconds)} old" if snapshot.activity else ""
-        lines.append(Text(f"trying again{age}. {cell(snapshot.database_error)}", style="bold red"))
+        lines.append(Text(f"{cell(snapshot.database_error)}; trying again{age}", style="bold red"))
     if snapshot.broker_error:
-        lines.append(Text(f"trying again. {cell(snapshot.broker_error)}", style="yellow"))
+        lines.append(Text(f"{cell(snapshot.broker_error)}; trying again", style="yellow"))
     if snapshot.activity is not None:
         lines.append(beat(snapshot.activity))
     return lines
@@ -151,7 +151,7 @@ def body(snapshot: "Snapshot", activity: "Activity", view: View, width: int, hei
     tables = len([rows for rows in (activity.waiting, activity.running) if rows])
     least = tables * (1 + LEAST) if not is_wide else (1 + LEAST) * bool(tables)
     processes = ordered(activity.workers, ORDERS[view.order])
-    shown = max(1, min(len(processes), left - least))
+    shown = min(len(processes), max(1, left - least))
     more = len(processes) - shown
     rows = [worker_row(one) for one in islice(processes, shown - bool(more))]
     workers = table(WORKERS, rows, width) if rows else [Text("no worker has shown itself", style="yellow")]
