@@ -84,6 +84,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, mo
     try:
         assert stage.command("db", "upgrade").await_end() == 0
         stage.worker()
+        stage._environment["FLOWER_UNAUTHENTICATED_API"] = "true"  # what opens Flower's API to every page, without ours
         flower = ("flower", "--port", "0")
         doors = stage.command(*flower, "--control", "--basic-auth", f"{OPS},{VIEWER}"), stage.command(*flower)
         behind_the_door, free = map(url_of, doors)
@@ -291,6 +292,9 @@ def test_what_was_said_is_nowhere(house: House) -> None:
         for secret in (house.password, make_url(house.stage.settings.database_url).password or ""):
             assert len(secret) > 8
             assert secret not in answer.text, f"{path} shows a password"
+    for actor in house.stage._actors:
+        assert CANARY not in actor.said(), "nor in a log"
+        assert house.password not in actor.said()
     assert "canary-session" in house.ask("/sessions").text
     assert shown
     assert not [one.command for one in told if CANARY in one.command]
