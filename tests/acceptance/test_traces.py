@@ -214,6 +214,8 @@ def outlive(stage: Stage, collector: Collector, worker: Actor) -> Actor:
     wait_until(lambda: any("stay with me" in call.prompt for call in stage.model.calls()), FAULT_SECONDS)
     worker.kill()
     survivor = stage.command("worker")
+    there = "SELECT 1 FROM worker_processes WHERE pid = :pid"
+    wait_until(lambda: stage.query(there, pid=survivor.process.pid), FAULT_SECONDS)
     spans = told(collector, answered(turn), is_over)
     assert tree(spans) == WHOLE, "who was killed told nothing"
     assert (spans[1]["inturn.turn.attempt"], spans[1]["inturn.turn.rescues"]) == (2, 1)
