@@ -39,14 +39,6 @@ def await_health(container: Container) -> None:
     wait_until(container.is_healthy, START_SECONDS)
 
 
-def has_flower(container: Container) -> bool:
-    """Whether there is the command already."""
-    done = subprocess.run(
-        [sys.executable, "-m", "inturn", "flower", "--help"], env=container.env, capture_output=True, check=False
-    )
-    return done.returncode == 0
-
-
 def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
     """From nothing to a reply, in the order that the file gives; then every process stops as it is told to."""
     postgres, redis, migrate = (composition.container(name) for name in ("postgres", "redis", "migrate"))
@@ -62,7 +54,7 @@ def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
     workers = [composition.container(f"worker-{lane}") for lane in Lane]
     beat, flower = composition.container("beat"), composition.container("flower")
     assert workers[0].check().returncode == 1, "nobody is there yet"
-    running = [*workers, beat, *([flower] if has_flower(flower) else [])]
+    running = [*workers, beat, flower]
     for each in running:
         each.start()
     for each in running:
@@ -88,16 +80,13 @@ def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
     for each in (workers[0], beat):
         await_health(each)
 
-    if flower in running:
-        assert status_of(f"http://127.0.0.1:{composition.ports['flower']}/") == 401, "it has a login"
+    assert status_of(f"http://127.0.0.1:{composition.ports['flower']}/") == 401, "it has a login"
     for each in running:
         assert each.stop() == 0, each.said()
         assert each.check().returncode != 0
     assert redis.stop() == 0, redis.said()
     assert written_by(migrate, *running) == set(), "their root file systems are read-only"
     assert {name for name in composition.services if name not in composition.containers} == {"prometheus", "grafana"}
-    if flower not in running:
-        pytest.skip("everything but Flower went well: there is no `inturn flower` yet")
 
 
 @contextmanager

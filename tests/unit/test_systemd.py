@@ -67,8 +67,6 @@ def test_a_service_can_do_little_but_its_work(installed: Path) -> None:
 def test_a_service_runs_a_command_that_there_is(name: str) -> None:
     program, command, *flags = unit(name)["Service"]["ExecStart"].replace("%i", Lane.CHAT).split()
     assert program == PROGRAM
-    if command == "flower" and command not in cli.COMMANDS:
-        pytest.skip("there is no `inturn flower` yet")
     with click.Context(cli.cli) as context:
         found = cli.cli.get_command(context, command)
         assert found is not None
