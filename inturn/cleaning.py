@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement
 
-from inturn.models.database import Database, translated
+from inturn.models.database import Database
 from inturn.models.errors import InturnError, RemovalShareError
 from inturn.models.pace import Pace
+from inturn.models.refusals import translated
 from inturn.models.states import Kept
 from inturn.models.store import receipts, retention, stripping
 from inturn.models.store.receipts import Removal

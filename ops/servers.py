@@ -110,16 +110,20 @@ class PostgresServer:
             address = address.set(database=database or "postgres")
         return psycopg.connect(address.render_as_string(hide_password=False), autocommit=True, connect_timeout=5)
 
-    def create_database(self, template: str = "template0") -> str:
+    def create_database(self, template: str = "template0", encoding: str = "") -> str:
         """Make a database of its own and return its URL.
 
         Args:
             template: the name of a database to copy, to which nobody may be connected meanwhile.
+            encoding: that it keeps text as; empty: the template's.
         """
         self._count += 1
         name = f"inturn_test_{os.getpid()}_{self._count}_{secrets.token_hex(3)}"
         with self.connect() as db:
-            db.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+            made = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            if encoding:
+                made += sql.SQL(" ENCODING {} LOCALE 'C'").format(sql.Literal(encoding))
+            db.execute(made)
         self._created.append(name)
         return self.url(name)
 

@@ -18,8 +18,9 @@ from typing import Any, Literal
 from sqlalchemy import URL, Engine, NullPool, create_engine, delete, event, inspect, text
 
 from inturn.models import migrations
-from inturn.models.database import Database, begin_sqlite, translated
+from inturn.models.database import Database, begin_sqlite
 from inturn.models.errors import InvalidInputError, SchemaError, StorageError
+from inturn.models.refusals import translated
 from inturn.models.tables import SESSIONS, WORKER_PROCESSES
 from inturn.models.transfer import Progress, carry, refuse_missing, snapshot
 

@@ -14,8 +14,6 @@ import logging
 import math
 import os
 import random
-import re
-import shlex
 import sqlite3
 import threading
 import time
@@ -23,15 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from shutil import disk_usage
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from inturn.models.errors import DatabaseLockedError, DatabaseUnreachableError, InturnError, SchemaError, StorageError
+from inturn.models.errors import DatabaseLockedError, StorageError
+from inturn.models.refusals import is_deadlock, translated
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +59,8 @@ ALONE = "SET max_parallel_workers_per_gather = 0"
 """Pages and claims are short: to start parallel workers takes 10 ms, which a page of results takes in all without them."""
 UNCOMPILED = "SET jit = off"
 """To compile a statement takes 40 ms. PostgreSQL does so wherever it fears many rows, of which there are few."""
+ENCODING = "UTF8"
 TRANSACTION_TRIES = 5
-DEADLOCKS = {"40P01", "40001"}
 
 
 class Database:
@@ -102,11 +99,18 @@ class Database:
             max_overflow=0,
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "inturn", **NOTICED},
         )
-        event.listen(engine, "connect", self._set_session)
+        event.listen(engine, "connect", self._set_session, insert=True)
         event.listen(engine, "checkout", partial(ping_after_rest, engine.dialect))
         return engine
 
     def _set_session(self, connection: Any, _record: Any) -> None:
+        """Raises: StorageError: the database keeps another encoding than any prompt can be written in."""
+        if (encoding := connection.info.parameter_status("server_encoding")) != ENCODING:
+            connection.close()
+            raise StorageError(
+                f"{self.url!r} keeps text as {encoding}, and not as {ENCODING}: make another one "
+                "(`createdb --encoding UTF8 --template template0`)"
+            )
         connection.execute("; ".join((LET_GO, ALONE, UNCOMPILED, *self._session_settings)))
         connection.commit()
 
@@ -250,10 +254,6 @@ def be_patient(db: Connection) -> None:
         db.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
-def is_deadlock(error: BaseException | None) -> bool:
-    return getattr(getattr(error, "orig", None), "sqlstate", None) in DEADLOCKS
-
-
 def keep_to_owner(path: str | None) -> None:
     """Make the file before SQLite does, readable by its owner only; its WAL takes over the mode."""
     if path and path != ":memory:":
@@ -315,82 +315,3 @@ def begin_writing(db: Connection) -> None:
         db.exec_driver_sql("BEGIN IMMEDIATE")  # SQLAlchemy says why not
     finally:
         plain.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}").close()
-
-
-@contextmanager
-def translated(database: Database) -> Iterator[None]:
-    """Say in a sentence what a refusal of the database means."""
-    try:
-        yield
-    except InturnError:
-        raise
-    except PoolTimeout as error:
-        raise StorageError(f"all connections of this process to {database.url!r} are in use: {error}") from error
-    except OSError as error:
-        raise StorageError(
-            f"cannot open {database.url!r}: {error.strerror or error}. Check INTURN_HOME and INTURN_DATABASE_URL"
-        ) from error
-    except DBAPIError as error:
-        raise explain(database, error) from error
-
-
-LOCKED = "database is locked"
-NO_ROOM = "has no room left: free some space; what was accepted before is kept"
-FULL_BYTES = 64 * 1024  # less than that is free: SQLite has no place for its shared memory
-
-REFUSALS = (
-    ("readonly database", "is read-only: give this user the right to write to the file and its directory"),
-    ("unable to open database", "cannot be opened: check that its directory exists and that this user may write there"),
-    ("database or disk is full", NO_ROOM),
-    ("disk i/o error", "could not be read or written (disk I/O error): check the disk's space and health"),
-    (LOCKED, "stayed locked by another process for too long: see who writes to it, and try again"),
-    ("no space left", NO_ROOM),
-    ("not a database", "is no SQLite database: set INTURN_DATABASE_URL, or move the file away"),
-    ("malformed", "is damaged: move the file away, and restore a backup (`inturn db restore`)"),
-    ("read-only transaction", "is read-only: connect to the primary, not to a standby"),
-)
-
-
-def is_on_a_full_disk(database: Database) -> bool:
-    """Whether a SQLite file's disk is so full that all of SQLite's complaints come from that, in whatever words."""
-    try:
-        return database.dialect == "sqlite" and disk_usage(Path(database.url.database or "").parent).free < FULL_BYTES
-    except OSError:
-        return False
-
-
-def explain(database: Database, error: DBAPIError) -> Exception:
-    """The error of ours that a database driver's error stands for; its own, if it stands for a mistake in inturn."""
-    text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-    for sign, sentence in REFUSALS:
-        if sign in text.lower():
-            said = NO_ROOM if is_on_a_full_disk(database) else sentence
-            kind = DatabaseLockedError if said != NO_ROOM and sign == LOCKED else StorageError
-            return kind(f"the database {database.url!r} {said} ({text})")
-    state = getattr(error.orig, "sqlstate", None)
-    if state == "42P01" or "no such table" in text:
-        return SchemaError(f"the database {database.url!r} has no inturn tables yet: run `inturn db upgrade`")
-    if state == "42703" or "no such column" in text or "has no column named" in text:
-        return SchemaError(f"the database {database.url!r} has an older schema ({text}): run `inturn db upgrade`")
-    if state == "42501":
-        return StorageError(
-            f"the database {database.url!r} does not let its role do this ({text}): use the role that owns the tables, or "
-            "have it grant what is missing"
-        )
-    if is_deadlock(error):
-        return StorageError(f"the database {database.url!r} undid the transaction: {text}")
-    is_operational = isinstance(error, OperationalError)
-    if database.dialect == "sqlite":
-        return StorageError(f"the database {database.url!r} refused: {text}") if is_operational else error
-    too_much = (state or "").startswith("54")  # for the server's limits: nothing that would pass
-    if error.connection_invalidated or (is_operational and not too_much):
-        return DatabaseUnreachableError(
-            f"no connection to the database {database.url!r}: {text}. {first_step(text)}, or {database.instead}"
-        )
-    return error
-
-
-def first_step(text: str) -> str:
-    """What lets PostgreSQL answer. A refused connection comes with no SQLSTATE (3D000 would be it), only with words."""
-    missing = re.search(r'FATAL: +database "(.+)" does not exist', text)
-    return f"Create it: `createdb {shlex.quote(missing[1])}`" if missing else "Start it"

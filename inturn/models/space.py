@@ -12,9 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from inturn.models.database import Database, translated
+from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.pace import Pace
+from inturn.models.refusals import translated
 
 SPARE = 0.05
 """The share of a file that may stay free: it would be needed again soon."""

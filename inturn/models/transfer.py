@@ -17,8 +17,9 @@ from sqlalchemy import table as plain_table
 from sqlalchemy.exc import DataError, IntegrityError
 
 from inturn.models import migrations
-from inturn.models.database import Database, be_patient, translated
+from inturn.models.database import Database, be_patient
 from inturn.models.errors import SchemaError, StorageError
+from inturn.models.refusals import translated
 from inturn.models.rows import Row
 from inturn.models.states import TurnState
 from inturn.models.store import sweeping

@@ -223,3 +223,14 @@ def test_what_is_no_database(embedded: Inturn, tmp_path: Path):
         said = embedded.refused(Exit.FAILURE, "--database-url", url, "session", "list")
         assert matches(sentence, said), said
     assert (tmp_path / "letter.db").read_text().startswith("Dear database")
+
+
+def test_a_database_that_keeps_no_unicode_is_refused(tmp_path: Path, postgres: PostgresServer, redis: RedisServer):
+    url = postgres.create_database(encoding="SQL_ASCII")
+    try:
+        done = Inturn(tmp_path / "home", url, redis.url).run("db", "upgrade")
+        assert done.returncode == Exit.FAILURE
+        assert "keeps text as SQL_ASCII, and not as UTF8: make another one (`createdb --encoding UTF8" in done.stderr
+        assert "bug" not in done.stderr
+    finally:
+        postgres.drop_database(url)

@@ -7,8 +7,9 @@ import pytest
 from psycopg import errors
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, ProgrammingError
 
-from inturn.models.database import Database, explain
+from inturn.models.database import Database
 from inturn.models.errors import SchemaError, StorageError
+from inturn.models.refusals import explain
 
 
 @pytest.fixture
