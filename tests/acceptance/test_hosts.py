@@ -132,6 +132,7 @@ def test_a_host_that_is_cut_off_loses_nothing_and_doubles_nothing(land: Land) ->
     land.network.heal(lonely.host)
     wait_until(lambda: refused(land, lonely) >= len(cut_off), 2 * SECONDS)
     check(land, replies)
+    assert "action=reply_unstorable" not in land.fleet.said(lonely.worker), "the fence is ahead of all other guards"
     before = len(land.calls(lonely))
     land.fleet.retire(other.worker)
     again = land.replies(land.produce("again"))
