@@ -1,7 +1,7 @@
 """The database's clock, and that of processes, in the hands of a test. Neither goes on by itself.
 
 The product asks the database what time it is, in one way per database (``models/clock.py``). Here something of the same
-name answers: on PostgreSQL a function in a schema that is looked in ahead of ``pg_catalog``, which counts up a sequence
+name answers: on PostgreSQL functions in a schema that is looked in ahead of ``pg_catalog``, which count up a sequence
 (and a sequence is the same for all connections, whatever they have committed); on SQLite a function of the connection.
 So every moment differs from the one before, by ``TICK``, and one run is like the other.
 """
@@ -25,6 +25,11 @@ ON_POSTGRESQL = (
     """
     CREATE FUNCTION shifted.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$
         SELECT timestamptz '1970-01-01 00:00+00' + nextval('shifted.clock') * interval '1 microsecond'
+    $$
+    """,
+    """
+    CREATE FUNCTION shifted.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS $$
+        SELECT timestamptz '1970-01-01 00:00+00' + last_value * interval '1 microsecond' FROM shifted.clock
     $$
     """,
     "ALTER DATABASE {name} SET search_path = shifted, pg_catalog, public",
