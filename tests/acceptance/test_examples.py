@@ -140,8 +140,8 @@ def parse(command: str) -> None:
         click.ClickException: There is no such command, argument or option.
     """
     command_or_group: click.Command | None = cli
-    words = shlex.split(command)[1:]
     context = click.Context(cli, info_name="inturn", obj=Invocation())
+    _, words, _ = cli.make_parser(context).parse_args(shlex.split(command)[1:])
     while isinstance(command_or_group, click.Group) and words:
         _, command_or_group, words = command_or_group.resolve_command(context, words)
     if command_or_group is not None and words != ["--help"]:
