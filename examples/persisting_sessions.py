@@ -14,7 +14,7 @@ from inturn import Client, SessionNotFoundError
 
 # An ID carries who it is about, and what it is about. Then it can be found by its beginning, nobody needs a table of
 # who has which session, and it tells in every log what it is.
-USER = "user-123"
+USER = "example-123"
 CONVERSATION = f"{USER}-typescript"
 SCRATCH = f"{USER}-scratch"
 

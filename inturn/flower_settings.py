@@ -83,6 +83,6 @@ def url_of(address: str, port: int) -> str:
 def about_port(address: str, port: int, reason: str | None) -> str:
     """What to say where it cannot listen."""
     return (
-        f"Flower cannot listen on {address or 'all addresses'} port {port} ({reason}): name another one (--port, "
-        "INTURN_FLOWER_PORT), or stop who is there"
+        f"Flower cannot listen on {address or 'all addresses'} port {port} ({reason}): name another one "
+        "(INTURN_FLOWER_PORT, or `inturn flower --port`), or stop who is there"
     )

@@ -69,7 +69,8 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         default_factory=lambda: platformdirs.user_data_path("inturn"),
-        description="Where the embedded database and broker live. Default: the user's data directory.",
+        description="Where the embedded database and broker live. Default: the user's data directory, on Linux "
+        "~/.local/share/inturn.",
     )
     database_url: str = Field("", description="sqlite:///... or postgresql://... Default: inturn.db in the home.")
     broker_url: str = Field("", description="redis://, rediss:// or unix://. Default: the embedded broker.")

@@ -31,7 +31,7 @@ STATIC = Path(__file__).parent / "static"
 PAGE = 25
 FEW = 10
 PATIENCE_SECONDS = 30.0
-SHOWN = {"all": "All", "busy": "Busy", "held": "Held"}
+SHOWN = {"all": "All", "conversations": "Conversations", "batch": "Of batches", "busy": "Busy", "held": "Held"}
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -56,6 +56,15 @@ class Page(Guarded, BaseHandler):  # type: ignore[misc]
 
     def show(self, template: str, tab: str, **what: Any) -> None:
         self.render(template, say=phrases, tab=tab, show_content=self.application.show_content, **what)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """What was asked for in vain looks like a page, too."""
+        error = kwargs.get("exc_info", (None, None))[1]
+        if isinstance(error, HTTPError) and error.log_message and status_code in (400, 404):
+            tab = self.request.path.split("/")[1]
+            self.show("refused.html", {"session": "sessions"}.get(tab, tab), told=error.log_message.replace("%%", "%"))
+            return
+        super().write_error(status_code, **kwargs)
 
     def asset(self, name: str) -> str:
         """Where a file of the pages is; another one whenever its content is."""
@@ -127,6 +136,7 @@ class SessionsPage(Page):
         return wanted, {
             "pattern": pattern,
             "held": True if view == "held" else None,
+            "of_batch": {"conversations": False, "batch": True}.get(view),
             "before": text_as_place(self.asked("before")),
         }
 

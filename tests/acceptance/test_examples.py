@@ -31,18 +31,18 @@ PERSISTING_SESSIONS = """\
 assistant: You said: "Let's discuss TypeScript generics"
 I remember your first message. (echo, not a real model)
 --- a second process ---
-resuming user-123-typescript: 2 messages, model echo/echo
+resuming example-123-typescript: 2 messages, model echo/echo
 assistant: We were discussing: "Let's discuss TypeScript generics".
 I read it in the stored history. (echo, not a real model)
 --- the first one again ---
-  user-123-typescript: 2 turns, last used DATE
-about TypeScript: user-123-typescript
+  example-123-typescript: 2 turns, last used DATE
+about TypeScript: example-123-typescript
   [user.message] Let's discuss TypeScript generics
   [assistant.message] You said: "Let's discuss TypeScript generics"
   [user.message] What were we discussing?
   [assistant.message] We were discussing: "Let's discuss TypeScript generics".
-due for removal: user-123-scratch
-user-123-typescript is gone
+due for removal: example-123-scratch
+example-123-typescript is gone
 """
 
 SAID_BY_THREE = """\
@@ -151,8 +151,8 @@ def parse(command: str) -> None:
 def test_persisting_sessions(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with Client(home=home) as client:
-        client.create_session("user-1234-typescript")  # of somebody else, whose ID begins alike
-        client.create_session("user-123-typescript")  # of an earlier run that was interrupted
+        client.create_session("example-1234-typescript")  # of somebody else, whose ID begins alike
+        client.create_session("example-123-typescript")  # of an earlier run that was interrupted
 
     said = run([str(EXAMPLES / "persisting_sessions.py")], home)
     before, _, after = PERSISTING_SESSIONS.partition("DATE")
@@ -160,7 +160,7 @@ def test_persisting_sessions(tmp_path: Path) -> None:
     assert said[len(before) + len("2025-12-31") :] == after
 
     with Client(home=home) as client:
-        assert [metadata.session_id for metadata in client.list_sessions()] == ["user-1234-typescript"]
+        assert [metadata.session_id for metadata in client.list_sessions()] == ["example-1234-typescript"]
 
 
 def test_multiple_sessions(tmp_path: Path) -> None:

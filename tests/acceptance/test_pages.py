@@ -160,12 +160,24 @@ def test_sessions_are_searched(site: Site, window: Browser) -> None:
         "show=busy": {"waits"},
         "show=held": {"waits"},
         "show=held&q=talk": set(),
+        "show=conversations&q=t": {"talk"},
+        "show=batch&q=t": set(),
     }.items():
         window.open(f"{site.url}/sessions?{query}")
         assert set(keys(window)) == found, query
         assert found or window.texts(".empty-table-message") == ["No session is like that."]
     window.open(f"{site.url}/sessions?q=%25")
     assert "can be no session's ID" in window.texts(".inturn-refusal")[0]
+    window.open(f"{site.url}/batches")
+    window.follow(".inturn-batch-head a")
+    assert len(keys(window)) == 4, "those that the batch made"
+
+
+def test_what_is_not_there_is_said_in_a_page(site: Site, window: Browser) -> None:
+    window.open(f"{site.url}/session/nobody")
+    assert "nobody" in window.texts("h1")[0]
+    assert window.texts("nav .nav-link.active") == ["Sessions"]
+    assert any("404" in one for one in window.complaints()), "and it has that status"
 
 
 def test_pages_of_a_list_have_every_session_once(site: Site, window: Browser) -> None:

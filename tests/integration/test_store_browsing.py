@@ -70,6 +70,9 @@ def test_they_are_found_by_what_they_are(store: Store) -> None:
     [held] = pages(store, 5, held=True)
     assert (held.key, held.held, held.hold_reason, held.held_by) == ("ann-2", True, "a lawsuit", "legal")
     assert {one.key for one in pages(store, 5, held=False)} == {"ann-1", "an.1"}
+    store.change(SESSIONS, SESSIONS.c.key == "ann-1", batch_id=1)
+    assert [one.key for one in pages(store, 5, of_batch=True)] == ["ann-1"]
+    assert {one.key for one in pages(store, 5, of_batch=False)} == {"ann-2", "an.1"}
     busy = browsing.list_recent(store.database, SessionFilter(busy=True))
     assert [one.key for one in busy] == ["an.1"]
     [labelled] = browsing.list_recent(store.database, SessionFilter(labels={"team": "legal"}))

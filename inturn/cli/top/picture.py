@@ -232,7 +232,7 @@ def bar(share: float) -> Text:
     halves = round(min(max(share, 0.0), 1.0) * BAR * 2)
     full, half = divmod(halves, 2)
     done = Text("━" * full + "╸" * half, style="yellow" if share >= NEARLY else "cyan")
-    return done.append("━" * (BAR - full - half), style="bright_black") if full + half < BAR else done
+    return done.append("─" * (BAR - full - half), style="bright_black") if full + half < BAR else done
 
 
 def ordered(workers: Iterable["WorkerActivity"], order: str) -> list["WorkerActivity"]:

@@ -120,6 +120,7 @@ def list_recent(
     *,
     pattern: str | None = None,
     held: bool | None = None,
+    of_batch: bool | None = None,
     before: Place | None = None,
     limit: int = 25,
 ) -> list[SessionGlance]:
@@ -128,6 +129,7 @@ def list_recent(
     Args:
         pattern: of which IDs: ``*`` is any characters, ``?`` any one.
         held: only those that are exempt from retention, or that are not.
+        of_batch: only those that a batch made, or that none did.
         before: the place of the last one seen.
     """
     halted_by = select(LEASES.c.halted_by).where(LEASES.c.session_id == SESSIONS.c.id).scalar_subquery()
@@ -143,6 +145,8 @@ def list_recent(
         page = page.where(is_like(database.dialect, SESSIONS.c.key, pattern))
     if held is not None:
         page = page.where(SESSIONS.c.held.is_(held))
+    if of_batch is not None:
+        page = page.where(SESSIONS.c.batch_id.is_not(None) if of_batch else SESSIONS.c.batch_id.is_(None))
     if before is not None:
         last = (literal(value, column.type) for value, column in zip(before, latest_first, strict=True))
         page = page.where(SESSIONS.c.last_activity_at <= before[0], tuple_(*latest_first) < tuple_(*last))

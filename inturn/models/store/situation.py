@@ -169,7 +169,7 @@ def alive(processes: Sequence[WorkerInfo], *kinds: ProcessKind) -> list[WorkerIn
 
 
 def described(process: WorkerInfo) -> dict[str, Any]:
-    return {name: getattr(process, name) for name in WorkerInfo.__slots__}
+    return {name: getattr(process, name) for name in WorkerInfo.__slots__ if name != "recent"}
 
 
 def span(length: timedelta) -> str:
