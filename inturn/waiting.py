@@ -62,7 +62,6 @@ class Waiter:
     def __init__(self, database: Database, settings: Settings, broker: redis.Redis, hints: Hints) -> None:
         self._database, self._settings, self._broker, self._hints = database, settings, broker, hints
         self._stack: StackUse | None = None
-        self._served = False
         self._starting = Lock()
         self._closed = False
         self._looked_at, self._known = -math.inf, list[presence.WorkerInfo]()
@@ -216,7 +215,7 @@ class Waiter:
 
     def hold_stack(self, deadline: float) -> None:
         """On the embedded default, wait until a stack runs; one that is late is not waited for beyond the deadline."""
-        if not self._settings.is_embedded or self._served:
+        if not self._settings.is_embedded or self._is_served():
             return
         left = max(0.0, deadline - time.monotonic())
         if not self._starting.acquire(timeout=min(left, TIMEOUT_MAX)):
@@ -226,17 +225,21 @@ class Waiter:
         finally:
             self._starting.release()
 
+    def _is_served(self) -> bool:
+        stack = self._stack
+        return stack is not None and stack.stands()
+
     def _start_stack(self, deadline: float) -> None:
-        if self._served or self._closed:
+        if self._closed or self._is_served():
             return
         self._stack = self._stack or StackUse(self._settings, report=logger.info)
         try:
-            self._served = self._stack.get_ready(deadline)
+            is_ready = self._stack.get_ready(deadline)
         except BaseException:
             self._stack.close()
             self._stack = None
             raise
-        if self._served:
+        if is_ready:
             self._hints.retry_now()
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -190,7 +191,9 @@ class StackUse:
                 f"no worker is alive, and database and broker are not both the embedded ones: start `{start}`"
             )
         self._lock = FileLock(users_lock(private_directory(settings.home)))
-        self._start = _Start(settings, command or inturn_command("up", "--linked"), start_seconds, report)
+        self._home = settings.home
+        self._new_start = partial(_Start, settings, command or inturn_command("up", "--linked"), start_seconds, report)
+        self._start = self._new_start()
         self._joining_seconds = settings.shutdown_grace_seconds + STOPPING_SECONDS
         self._report = report
         self._joined = self._ready = False
@@ -208,9 +211,15 @@ class StackUse:
             NoWorkerError: It ended at its start, or took too long, or its broker does not answer.
             StorageError: The home cannot be written.
         """
+        if self._ready and not self.stands():
+            self._ready, self._start = False, self._new_start()
         self._joined = self._joined or self._join_users(deadline)
         self._ready = self._ready or (self._joined and self._start.run(deadline))
         return self._ready
+
+    def stands(self) -> bool:
+        """Whether the stack is there that got ready, or another one: somebody may have stopped it."""
+        return self._ready and (stack := running_stack(self._home)) is not None and stack.ready and not stack.stopping
 
     def close(self) -> None:
         """Let the stack go. Twice is harmless."""

@@ -153,6 +153,27 @@ def test_up_takes_over_from_a_linked_one(stack: Stack, use: Use):
     stack.assert_nothing_left()
 
 
+def test_a_user_whose_stack_was_taken_over_and_stopped_starts_another(stack: Stack, use: Use):
+    hold = use()
+    former, up = supervisor(stack), stack.up()
+    wait_until(lambda: not former.is_alive())
+    wait_until(lambda: stack.info(up.pid).ready)
+    assert hold.stands()
+    stack.end(up)
+    assert not hold.stands()
+    assert hold.get_ready()
+    assert hold.stands()
+    assert stack.info().linked
+
+
+def test_a_user_whose_stack_was_killed_starts_another(stack: Stack, use: Use):
+    hold = use()
+    supervisor(stack).signal(signal.SIGKILL)
+    wait_until(lambda: not hold.stands())
+    assert hold.get_ready()
+    assert hold.stands()
+
+
 def test_a_permanent_stack_is_used_as_it_is(stack: Stack, use: Use):
     up = stack.up()
     use(report=pytest.fail)
