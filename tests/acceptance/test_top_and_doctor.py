@@ -61,7 +61,7 @@ def test_a_look_tells_what_is_under_way_and_nothing_of_what_was_said(deployment:
             """Rates come with heartbeats, and a worker that another test ended may still be on its way."""
             record.update(*records(deployment, "top", "--json"))
             chat = record["lanes"][0]
-            return chat["turns_per_second"] > 0 and chat["workers"] == 2
+            return bool(chat["turns_per_second"] > 0 and chat["workers"] == 2)
 
         wait_until(is_told, PATIENCE_SECONDS)
         chat = record["lanes"][0]
