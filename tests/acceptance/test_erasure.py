@@ -52,6 +52,8 @@ PAGES = (
     "/api/queues/length",
 )
 
+OURS = ("/sessions", "/sessions?q=ann", "/batches", "/retention", "/retention?session=ann-1")
+
 PLACES = {
     "argument", "error", "held-because", "held-before", "idempotency-key", "label", "line", "prompt", "queued", "reply",
     "schedule", "scheduled", "streamed", "system", "tool-error", "under-way",
@@ -94,7 +96,9 @@ class House:
         wait_until(
             lambda: {one.kind for one in stage.client.list_workers() if one.alive} == {"worker", "beat"}, FAULT_SECONDS
         )
-        wait_until(lambda: self.page("/workers"), FAULT_SECONDS)
+        self._shows = f"http://127.0.0.1:{free_port()}"
+        stage.command("flower", f"--port={urlsplit(self._shows).port}", "--show-content")
+        wait_until(lambda: self.page("/workers") and self._fetched(f"{self._shows}/sessions"), FAULT_SECONDS)
 
     def page(self, path: str) -> bytes:
         return self._fetched(self.flower + path)
@@ -115,6 +119,12 @@ class House:
             content = self.page(path)
             assert content, path
             yield path, content
+
+    def shown(self) -> set[str]:
+        """The places whose words are in pages of ours that may show content."""
+        pages = [self._fetched(self._shows + path) for path in (*OURS, *(f"/session/ann-{n}" for n in range(1, 7)))]
+        assert b"ben-1" in pages[0]
+        return self.canary.in_(*pages)
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Every row of every table, and what PostgreSQL knows of them, as text."""
@@ -284,6 +294,7 @@ def test_what_a_person_said_is_gone_everywhere(house: House) -> None:
         turn = speak(house)
         wait_until(lambda: len(json.loads(house.page("/api/tasks"))) > 4, FAULT_SECONDS)
         # It can be found, and is in the database, and in Redis what is being heard, and in nothing else.
+        assert {"system", "prompt", "reply", "argument", "label", "held-because"} <= house.shown()
         house.analyze()
         before = house.everywhere()
         assert {word for where, words in before.items() if where.startswith("row ") for word in words} == PLACES
@@ -303,6 +314,7 @@ def test_what_a_person_said_is_gone_everywhere(house: House) -> None:
             wait_until(lambda: not is_rewriting(broker), REPAIR_SECONDS)
         house.analyze()
         assert house.everywhere() == {}
+        assert house.shown() == set()
         wait_until(lambda: "action=call_broken_off session=ann-6" in house.worker.said(), REPAIR_SECONDS)
         assert client.get_session("ben-1").send_and_wait("am I here?").data.content
         assert house.everywhere() == {}
