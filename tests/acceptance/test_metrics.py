@@ -96,7 +96,11 @@ def test_counters_say_what_was_done_and_every_metric_is_there(stage: Stage) -> N
 
     seen = counted_until(
         urls[0],
-        lambda seen: seen.total("inturn_leases_lost_total") > 0 and seen.total("inturn_removed_sessions_total") > 0,
+        lambda seen: (
+            seen.total("inturn_leases_lost_total") > 0
+            and seen.total("inturn_removed_sessions_total") > 0
+            and seen.total("inturn_cleanups_total", outcome="completed") > 0  # the one that removed it may still run
+        ),
     )
     turns = {
         (dict(labels)["outcome"], dict(labels)["model"], dict(labels)["lane"]): value
