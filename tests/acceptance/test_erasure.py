@@ -281,7 +281,7 @@ def speak(house: House) -> Turn:
     waits = client.create_session("ann-5", model="server/busy", labels=labels)
     waits.send(f'{canary("queued")} !{{"status": 429, "retry_after": 300}}')
     talks = client.create_session("ann-6", **made)
-    turn = talks.send(canary("under-way"), stream=True, options={"reply": f"{canary('under-way')} " * 500, "pace": 0.1})
+    turn = talks.send(canary("under-way"), stream=True, options={"reply": f"{canary('under-way')} " * 500, "pace": 0.5})
     next(event for event in turn.stream(60) if event.type == "assistant.message_delta")
     return turn
 
