@@ -166,7 +166,7 @@ def rows_of_the_docs() -> dict[str, str]:
 def rows_of_the_source() -> dict[str, str]:
     """The same table where it is decided."""
     table = (decide.__doc__ or "").rpartition("tried again")[2]
-    rows = re.split(rf"^ +({'|'.join(KINDS)}) ", table, flags=re.MULTILINE)
+    rows = re.split(rf"^ *({'|'.join(KINDS)}) ", table, flags=re.MULTILINE)
     return dict(zip(rows[1::2], rows[2::2], strict=True))
 
 
