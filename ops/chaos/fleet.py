@@ -386,6 +386,14 @@ def end_group(process: Process) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def freeze(child: int) -> None:
+    """SIGSTOP for this PID, and wait until all its threads stand: on a busy machine, one that has not heard of it yet goes
+    on for a while, and may begin to write.
+    """
+    os.kill(child, signal.SIGSTOP)
+    os.waitid(os.P_PID, child, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
 def wait_until(condition: Callable[[], object], seconds: float) -> None:
     """Wait for something; looks rarely, as others need the machine.
 

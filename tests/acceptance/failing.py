@@ -72,10 +72,18 @@ class Actor:
         if action == "exit":
             assert self.process.wait(STOP_SECONDS) == EXIT_CODE
         elif action == "stop":
-            wait_until(lambda: psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED, STOP_SECONDS)
+            self._await_stop()
+
+    def freeze(self) -> None:
+        """SIGSTOP, and wait until it stands: on a busy machine it goes on for a while."""
+        self.process.send_signal(signal.SIGSTOP)
+        self._await_stop()
+
+    def _await_stop(self) -> None:
+        wait_until(lambda: psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED, STOP_SECONDS)
 
     def go_on(self) -> None:
-        """After a ``stop``."""
+        """After a ``stop`` or ``freeze``."""
         self.process.send_signal(signal.SIGCONT)
 
     def has_ended(self) -> bool:

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import pytest
 
 from inturn.models.states import Lane
+from ops.chaos.fleet import freeze
 from tests.acceptance.scrapes import scrape
 from tests.composition import Composition, Container
 from tests.stacks import wait_until
@@ -68,7 +69,7 @@ def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
 
     hung = workers[0]
     assert hung.process is not None
-    hung.process.send_signal(signal.SIGSTOP)
+    freeze(hung.process.pid)
     assert not hung.is_healthy()
     hung.process.send_signal(signal.SIGCONT)
     await_health(hung)

@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -205,7 +204,7 @@ def test_two_workers_on_one_host_have_a_port_each_and_one_tells_of_the_others_de
     assert url != theirs
     assert f"{port} was taken" in other.said()
     assert counted_until(theirs, lambda seen: seen.total("inturn_processes", kind="worker") == 2)
-    survivor.process.send_signal(signal.SIGSTOP)  # the other one has to take the turn
+    survivor.freeze()  # the other one has to take the turn
     talk = client.resume_session(session(client, "rescued"))
     turn = talk.send(f'{CANARY} !{{"act": "hang", "times": 1}}')
     counted_until(theirs, lambda seen: seen.total("inturn_leases_held") == 1)

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from inturn import Client
 from ops.chaos import fleet as fleets
 from ops.chaos.books import Books
-from ops.chaos.fleet import EmbeddedBroker, Fleet, wait_until
+from ops.chaos.fleet import EmbeddedBroker, Fleet, freeze, wait_until
 from ops.chaos.lodgers import Lodgers
 from ops.chaos.model import ModelServer
 from ops.chaos.nemesis import Fault
@@ -108,7 +108,7 @@ def come_back_late(fleet: Fleet) -> list[Fault]:
     assert worker is not None
     try:
         with nobody_writing(fleet):
-            worker.send_signal(signal.SIGSTOP)
+            freeze(worker.pid)
         sessions = fleet.sessions_of(worker)
         wait_until(lambda: all_taken_over(fleet, sessions), PATIENCE_SECONDS)
         time.sleep(max(0.0, began + SLOW - time.time()))
