@@ -1,7 +1,8 @@
 """Alerts, dashboard and pages are made of metrics that there are: ``tests/acceptance/test_metrics.py`` scrapes them all."""
 
-import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ import pytest
 import yaml
 
 from inturn.workers.telemetry import DEFINITIONS, Definition
+from tests.monitoring import ALERTS, CASES, PROMETHEUS, ROOT, alerts, panels, program
 
-ROOT = Path(__file__).parents[2]
-ALERTS, DASHBOARDS = ROOT / "ops" / "prometheus" / "alerts.yml", ROOT / "ops" / "grafana" / "dashboards"
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 LIBRARYS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 TARGETS = {"job", "instance"}
@@ -30,17 +30,6 @@ LABELS = {
     for what in DEFINITIONS
     for name in scraped(what)
 }
-
-
-def alerts() -> list[dict[str, Any]]:
-    [group] = yaml.safe_load(ALERTS.read_text())["groups"]
-    rules: list[dict[str, Any]] = group["rules"]
-    return rules
-
-
-def panels() -> Iterator[dict[str, Any]]:
-    for path in DASHBOARDS.glob("*.json"):
-        yield from json.loads(path.read_text())["panels"]
 
 
 def expressions() -> list[str]:
@@ -98,6 +87,36 @@ def test_the_runbook_has_no_section_of_an_alert_that_is_gone() -> None:
     assert re.findall(r"^## (.*)$", RUNBOOK, re.MULTILINE) == [alert["alert"] for alert in alerts()]
     anchors = re.findall(r"\]\(#(\w+)\)", RUNBOOK)
     assert {anchor for anchor in anchors if f"## {anchor}\n" not in RUNBOOK.lower()} == set()
+
+
+def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [program("promtool"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_prometheus_takes_its_configuration_and_its_rules() -> None:
+    for what, path in ("config", PROMETHEUS / "prometheus.yml"), ("rules", ALERTS):
+        done = promtool("check", what, path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    cases = [case for test in yaml.safe_load(CASES.read_text())["tests"] for case in test["alert_rule_test"]]
+    tried = {(case["alertname"], bool(case["exp_alerts"])) for case in cases}
+    assert tried == {(alert["alert"], fires) for alert in alerts() for fires in (True, False)}
+
+
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    done = promtool("test", "rules", CASES)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_an_alert_that_fires_too_late_is_found(tmp_path: Path) -> None:
+    shutil.copy(CASES, tmp_path)
+    (tmp_path / ALERTS.name).write_text(ALERTS.read_text().replace("> 60\n", "> 600\n"))
+    done = promtool("test", "rules", tmp_path / CASES.name)
+    assert done.returncode != 0
+    assert "InturnChatWaits" in done.stdout + done.stderr
 
 
 def test_each_metric_is_looked_at_by_somebody() -> None:
