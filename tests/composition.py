@@ -1,10 +1,11 @@
 """``docker-compose.yml`` without Docker: each service's own command and health check, as processes of this machine.
 
 What a container engine does is done by hand, and no more: host names of services become addresses on loopback, paths of
-containers become directories, ports that are taken here become free ones. Words, variables, signals and times are the
-file's, as Docker Compose itself reads them. Images of others are programs of this machine: ``redis-server`` is that of
-the embedded broker where there is no other; where there is no ``redis-cli``, a client that knows its one command stands in
-for it.
+containers become directories, ports that are taken here become free ones; Prometheus is told where the process of each
+service is, as nobody here answers for Docker's DNS. Words, variables, signals and times are the file's, as Docker Compose
+itself reads them. Images of others are programs of this machine. Prometheus may be an older one: Debian's 2.42 knows every
+option in the file. ``redis-server`` is that of the embedded broker where there is no other; where there is no
+``redis-cli``, a client that knows its one command stands in for it.
 """
 
 import json
@@ -20,11 +21,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ops.server_process import ServerUnavailableError
 from ops.servers import PostgresServer, free_port, redis_binary
 
 ROOT = Path(__file__).parents[1]
 FILE, DOCKERFILE, EXAMPLE = ROOT / "docker-compose.yml", ROOT / "ops" / "Dockerfile", ROOT / "ops" / "env.example"
+
+ENTRYPOINTS = {"prometheus": ["prometheus"]}
+"""Those of images that the file does not say."""
 
 REDIS_CLI = """
 import os, sys, redis
@@ -147,7 +153,7 @@ class Composition:
         self._directory, self.services, self._image = directory, services(), image()
         self.containers: dict[str, Container] = {}
         self.metrics_ports = {name: free_port() for name in self.services}
-        self.ports = {"redis": free_port(), "flower": free_port()}
+        self.ports = {name: free_port() for name in ("redis", "flower", "prometheus")}
         postgres = self.services["postgres"]
         assert postgres["command"][0] == "postgres"
         self.postgres = PostgresServer(options=postgres["command"][1:])
@@ -174,6 +180,8 @@ class Composition:
             if own_client
             else f'REDIS_PORT={port} exec {sys.executable} -c {shlex.quote(REDIS_CLI)} "$@"',
         }
+        if prometheus := shutil.which("prometheus"):
+            lines["prometheus"] = f'exec {prometheus} --web.listen-address=127.0.0.1:{self.ports["prometheus"]} "$@"'
         for name, line in lines.items():
             (programs / name).write_text(f"#!/bin/sh\n{line}\n")
             (programs / name).chmod(0o755)
@@ -185,7 +193,7 @@ class Composition:
         directory = self._directory / name
         (directory / "tmp").mkdir(parents=True)
         env = {"PATH": os.pathsep.join([str(self._programs), str(self.postgres.binaries), os.environ["PATH"]])}
-        words = [*(what["entrypoint"] or []), *(what["command"] or [])]
+        words = [*(what["entrypoint"] or ENTRYPOINTS.get(name, [])), *(what["command"] or [])]
         if "build" in what:
             words = [*self._image["entrypoint"], *words]
             if words[:2] == ["tini", "--"] and not shutil.which("tini"):
@@ -194,12 +202,27 @@ class Composition:
             given = {each: self._place(directory, value) for each, value in given.items() if each != "PATH"}
             env |= {"PYTHONPATH": str(ROOT)} | given
         else:
-            env |= what["environment"] | {"PGPORT": str(self.ports["postgres"])}
+            env |= what.get("environment", {}) | {"PGPORT": str(self.ports["postgres"])}
         if "INTURN_METRICS_PORT" in env:
             env |= {"INTURN_METRICS_PORT": str(self.metrics_ports[name])}
         words[0] = shutil.which(words[0], path=env["PATH"]) or words[0]
-        self.containers[name] = Container(name, self._at_home(name, what), self._locally(name, words), directory, env)
+        if name == "prometheus":
+            self._configure_prometheus(directory, what["volumes"][0])
+        words = self._locally(name, directory, words)
+        self.containers[name] = Container(name, self._at_home(name, what), words, directory, env)
         return self.containers[name]
+
+    def _configure_prometheus(self, directory: Path, mounted: dict[str, str]) -> None:
+        """What is mounted, with the addresses of here in the place of names and of its own."""
+        there = directory / mounted["target"].lstrip("/")
+        shutil.copytree(mounted["source"], there)
+        about = yaml.safe_load((there / "prometheus.yml").read_text())
+        for job in about["scrape_configs"]:
+            for found in job.pop("dns_sd_configs", []):
+                targets = [f"127.0.0.1:{self.metrics_ports[name]}" for name in found["names"]]
+                job["static_configs"] = [{"targets": targets}]
+        text = yaml.safe_dump(about).replace("127.0.0.1:9090", f"127.0.0.1:{self.ports['prometheus']}")
+        (there / "prometheus.yml").write_text(text)
 
     def _place(self, directory: Path, value: str) -> str:
         """A container's value as it is here."""
@@ -208,15 +231,16 @@ class Composition:
         value = re.sub(r"@(postgres|redis):\d+", lambda found: f"@127.0.0.1:{self.ports[found[1]]}", value)
         return "127.0.0.1" if value == "0.0.0.0" else value
 
-    def _locally(self, name: str, words: list[str]) -> list[str]:
-        """Words with the addresses of here; only Flower's have any."""
+    def _locally(self, name: str, directory: Path, words: list[str]) -> list[str]:
+        """Words with the addresses and paths of here: only Flower's have the former, only Prometheus' the latter."""
         mapped = {"0.0.0.0": "127.0.0.1", "5555": str(self.ports["flower"])} if name == "flower" else {}
-        return [mapped.get(word, word) for word in words]
+        return [mapped.get(word, re.sub(r"^(--[\w.-]+=)/", rf"\1{directory}/", word)) for word in words]
 
     def _at_home(self, name: str, what: dict[str, Any]) -> dict[str, Any]:
-        if name != "flower":
+        if name not in ("flower", "prometheus"):
             return what
-        test = [word.replace(":5555", f":{self.ports['flower']}") for word in what["healthcheck"]["test"]]
+        [port] = what["ports"]
+        test = [word.replace(f":{port['target']}/", f":{self.ports[name]}/") for word in what["healthcheck"]["test"]]
         return what | {"healthcheck": what["healthcheck"] | {"test": test}}
 
     def clean_up(self) -> None:

@@ -3,9 +3,10 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -15,11 +16,15 @@ from inturn.models.states import Lane
 from ops.chaos.fleet import freeze
 from tests.acceptance.scrapes import scrape
 from tests.composition import Composition, Container
+from tests.monitoring import Prometheus, alerts, program
 from tests.stacks import wait_until
 
+T = TypeVar("T")
 pytestmark = pytest.mark.timeout(300)
 
 START_SECONDS = 90
+NOTHING_TO_SHOW = {"Provider errors per second", "Removed sessions per hour"}
+"""Panels that are empty where no call failed and no session was removed."""
 SEND = """
 from inturn import Client
 with Client() as client:
@@ -40,8 +45,11 @@ def await_health(container: Container) -> None:
     wait_until(container.is_healthy, START_SECONDS)
 
 
-def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
-    """From nothing to a reply, in the order that the file gives; then every process stops as it is told to."""
+def test_the_whole_stack_answers_a_prompt(composition: Composition, subtests: pytest.Subtests) -> None:
+    """From nothing to a reply, in the order that the file gives; then every process stops as it is told to.
+
+    Prometheus, where it is here, has watched all of it.
+    """
     postgres, redis, migrate = (composition.container(name) for name in ("postgres", "redis", "migrate"))
     redis.start()
     await_health(postgres)
@@ -55,7 +63,11 @@ def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
     workers = [composition.container(f"worker-{lane}") for lane in Lane]
     beat, flower = composition.container("beat"), composition.container("flower")
     assert workers[0].check().returncode == 1, "nobody is there yet"
-    running = [*workers, beat, flower]
+    running, prometheus = [*workers, beat, flower], composition.container("prometheus")
+    with subtests.test("Prometheus"):
+        for needed in "prometheus", "wget":  # the latter for its health check
+            program(needed)
+        running.append(prometheus)
     for each in running:
         each.start()
     for each in running:
@@ -81,13 +93,30 @@ def test_the_whole_stack_answers_a_prompt(composition: Composition) -> None:
     for each in (workers[0], beat):
         await_health(each)
 
+    if prometheus in running:
+        await_eyes(Prometheus(composition.ports["prometheus"]), [*workers, beat])
+
     assert status_of(f"http://127.0.0.1:{composition.ports['flower']}/") == 401, "it has a login"
     for each in running:
         assert each.stop() == 0, each.said()
         assert each.check().returncode != 0
     assert redis.stop() == 0, redis.said()
     assert written_by(migrate, *running) == set(), "their root file systems are read-only"
-    assert {name for name in composition.services if name not in composition.containers} == {"prometheus", "grafana"}
+    assert {name for name in composition.services if name not in composition.containers} == {"grafana"}
+
+
+def await_eyes(prometheus: Prometheus, watched: list[Container]) -> None:
+    """It asks all of these and itself, takes every expression of every panel, and rules on the alerts: nothing is wrong."""
+    targets = {f"127.0.0.1:{each.env['INTURN_METRICS_PORT']}" for each in watched} | {prometheus.address}
+    await_equal(prometheus.up, dict.fromkeys(targets, True))
+    await_equal(prometheus.empty_panels, NOTHING_TO_SHOW)
+    await_equal(prometheus.rulings, {alert["alert"]: ("ok", "quiet") for alert in alerts()})
+
+
+def await_equal(look: Callable[[], T], wanted: T) -> None:
+    with suppress(AssertionError):
+        wait_until(lambda: look() == wanted, START_SECONDS)
+    assert look() == wanted
 
 
 @contextmanager
@@ -124,5 +153,10 @@ def written_by(*containers: Container) -> set[str]:
         str(path)
         for container in containers
         for path in container.directory.rglob("*")
-        if path.relative_to(container.directory).parts[0] not in ("tmp", "said")
+        if path.relative_to(container.directory).parts[0] not in ("tmp", "said", *volumes(container))
     }
+
+
+def volumes(container: Container) -> set[str]:
+    """The directories at the root of a container in which it has volumes."""
+    return {Path(each["target"]).parts[1] for each in container.what.get("volumes", [])}
