@@ -194,7 +194,7 @@ def test_workers_are_scaled_by_the_oldest_turn_that_waits(keda: list[Resource]) 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_pace_of_scaling_is_one_that_an_autoscaler_takes(keda: list[Resource], version: str) -> None:
-    """KEDA hands it on to a HorizontalPodAutoscaler as it is; KEDA's own schema comes with no package."""
+    """KEDA hands it on to a HorizontalPodAutoscaler as it is; KEDA's own schema comes with no Python package."""
     for name, each in of_kind(keda, "ScaledObject").items():
         spec = each["spec"]
         assert spec.keys() == {
