@@ -3,7 +3,8 @@
 The product asks the database what time it is, in one way per database (``models/clock.py``). Here something of the same
 name answers: on PostgreSQL functions in a schema that is looked in ahead of ``pg_catalog``, which count up a sequence
 (and a sequence is the same for all connections, whatever they have committed); on SQLite a function of the connection.
-So every moment differs from the one before, by ``TICK``, and one run is like the other.
+So every moment differs from the one before, by ``TICK``, and one run is like the other. A statement begins after all that
+was stored before it.
 """
 
 import threading
@@ -29,7 +30,7 @@ ON_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION shifted.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS $$
-        SELECT timestamptz '1970-01-01 00:00+00' + last_value * interval '1 microsecond' FROM shifted.clock
+        SELECT timestamptz '1970-01-01 00:00+00' + (last_value + 1) * interval '1 microsecond' FROM shifted.clock
     $$
     """,
     "ALTER DATABASE {name} SET search_path = shifted, pg_catalog, public",
