@@ -15,6 +15,7 @@ import pytest
 
 from ops.server_process import ServerUnavailableError
 from ops.servers import PostgresServer, RedisServer
+from tests.spares import Spares
 
 # A shell that starts the tests in the background makes them ignore SIGINT, and with them every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,9 +34,15 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    server = PostgresServer(os.environ.get("INTURN_TEST_DATABASE_URL", ""))
+    # What autovacuum finds out about a table, and when, decides how the planner reads it: statistics are what a test makes.
+    server = PostgresServer(os.environ.get("INTURN_TEST_DATABASE_URL", ""), options=["--autovacuum=off"])
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def spares(postgres: PostgresServer) -> Spares:
+    return Spares(postgres)
 
 
 @pytest.fixture(scope="session")

@@ -46,23 +46,17 @@ def providers(model: ModelServer) -> dict[str, Any]:
 def make_deployment(
     request: pytest.FixtureRequest, factory: pytest.TempPathFactory, providers: dict[str, Any], **more: Any
 ) -> Iterator[Deployment]:
-    home = factory.mktemp("home") / "inturn"
-    if request.param == "embedded":
-        yield from closing(Deployment(home, providers, **more))
-        return
-    postgres, redis = request.getfixturevalue("postgres"), request.getfixturevalue("redis")
-    database_url = postgres.create_database()  # dropped with the server: each drop waits for a checkpoint
-    # Each has a Redis database of its own: hints name sessions by numbers that count from 1 in every deployment.
-    broker_url = make_url(redis.url).set(database=str(next(broker_databases) % 16)).render_as_string(False)
-    yield from closing(Deployment(home, providers, database_url, broker_url, **more))
-
-
-def closing(deployment: Deployment) -> Iterator[Deployment]:
-    try:
-        deployment.upgrade()
-        yield deployment
-    finally:
-        deployment.stop()
+    home, urls = factory.mktemp("home") / "inturn", list[str]()
+    if request.param == "postgresql":
+        spares, redis = request.getfixturevalue("spares"), request.getfixturevalue("redis")
+        # Each has a Redis database of its own: hints name sessions by numbers that count from 1 in every deployment.
+        broker_url = make_url(redis.url).set(database=str(next(broker_databases) % 16)).render_as_string(False)
+        urls = [spares.take(), broker_url]
+    deployment = Deployment(home, providers, *urls, **more)
+    yield deployment
+    deployment.stop()
+    if urls:
+        spares.give_back(urls[0])
 
 
 @pytest.fixture(scope="session", params=KINDS)

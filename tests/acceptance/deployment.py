@@ -68,7 +68,7 @@ class Deployment:
     Args:
         home: a directory of its own; the embedded database and broker live there.
         providers: by name, as in ``inturn.toml``.
-        database_url, broker_url: empty for the embedded ones.
+        database_url, broker_url: empty for the embedded ones. A database that has its tables.
         more: settings that it has besides ``PACE``, or in place of them.
     """
 
@@ -112,12 +112,6 @@ class Deployment:
             if beat:
                 self._run("beat")
         self.await_workers(workers, beat=beat)
-
-    def upgrade(self) -> None:
-        """Make the tables; an embedded database makes its own."""
-        if not self.is_embedded:
-            done = self.command("db", "upgrade")
-            assert done.returncode == 0, done.stderr
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""

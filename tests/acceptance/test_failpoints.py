@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from inturn.models.store.working import Claim
 from inturn.models.tables import MESSAGES, SESSIONS, TURNS
 from ops.chaos import rounds
 from ops.chaos.model import ModelServer
-from ops.servers import PostgresServer, RedisServer
+from ops.servers import RedisServer
 from tests.acceptance.failing import FAULT_SECONDS, LEASE_SECONDS, REPAIR_SECONDS, Actor, Stage, Talk, wait_until
 from tests.acceptance.toolshed import BOOK
+from tests.spares import Spares
 
 SLEEP_SECONDS = 1.5 * LEASE_SECONDS
 ACTIONS = ("exit", "stop", "sleep", "raise")
@@ -50,7 +52,7 @@ IN_A_TURN = {
 
 pytestmark = pytest.mark.timeout(150)
 
-NewStage = Callable[[Path], Stage]
+NewStage = Callable[[Path], AbstractContextManager[Stage]]
 
 redis_databases = itertools.cycle(range(15, 4, -1))
 """Not the first ones: other deployments of this pytest process are there."""
@@ -67,55 +69,47 @@ def test_every_name_has_its_test() -> None:
 @pytest.fixture(scope="module")
 def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "inturn.db"
-    make_tables(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture(scope="module")
-def template(postgres: PostgresServer) -> str:
-    url = postgres.create_database()
-    make_tables(url)
-    return make_url(url).database or ""
-
-
-def make_tables(url: str) -> None:
-    database = Database(url)
+    database = Database(f"sqlite:///{path}")
     migrations.upgrade(database)
     database.close()
+    return path
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def new_stage(request: pytest.FixtureRequest, redis: RedisServer, model: ModelServer) -> NewStage:
     """Makes deployments on one kind of database."""
 
-    def make(home: Path) -> Stage:
+    @contextmanager
+    def make(home: Path) -> Iterator[Stage]:
         if request.param == "sqlite":
             home.mkdir(mode=0o700, exist_ok=True)
             shutil.copy(request.getfixturevalue("empty_file"), home / "inturn.db")
             database_url = f"sqlite:///{home / 'inturn.db'}"
         else:
-            postgres: PostgresServer = request.getfixturevalue("postgres")
-            database_url = postgres.create_database(request.getfixturevalue("template"))
+            spares: Spares = request.getfixturevalue("spares")
+            database_url = spares.take()
         broker_url = make_url(redis.url).set(database=str(next(redis_databases))).render_as_string(False)
-        return Stage(home, database_url, broker_url, model)
+        stage = Stage(home, database_url, broker_url, model)
+        yield stage
+        stage.stop()
+        if request.param != "sqlite":
+            spares.give_back(database_url)
 
     return make
 
 
 @pytest.fixture
 def stage(new_stage: NewStage, tmp_path: Path) -> Iterator[Stage]:
-    stage = new_stage(tmp_path / "home")
-    yield stage
-    stage.stop()
+    with new_stage(tmp_path / "home") as stage:
+        yield stage
 
 
 @pytest.fixture(scope="module")
 def shared(new_stage: NewStage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A healthy worker for all tests in which somebody else fails."""
-    stage = new_stage(tmp_path_factory.mktemp("shared") / "home")
-    stage.command("worker")
-    yield stage
-    stage.stop()
+    with new_stage(tmp_path_factory.mktemp("shared") / "home") as stage:
+        stage.command("worker")
+        yield stage
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import make_url
 
 from ops.chaos.model import ModelServer
-from ops.servers import PostgresServer
 from tests.integration.asking import WAYS, Config
 from tests.integration.stores import Store
+from tests.spares import Spares
 
 
 @pytest.fixture(scope="session")
@@ -21,24 +20,16 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def postgresql_template(postgres: PostgresServer) -> Iterator[str]:
-    url = postgres.create_database()
-    Store(url).close()
-    yield make_url(url).database or ""
-    postgres.drop_database(url)
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database with tables and no rows, once per kind of database."""
     if request.param == "sqlite":
         yield f"sqlite:///{shutil.copy(request.getfixturevalue('sqlite_template'), tmp_path)}"
         return
-    server: PostgresServer = request.getfixturevalue("postgres")
-    url = server.create_database(request.getfixturevalue("postgresql_template"))
+    spares: Spares = request.getfixturevalue("spares")
+    url = spares.take()
     yield url
-    server.drop_database(url)
+    spares.give_back(url)
 
 
 @pytest.fixture

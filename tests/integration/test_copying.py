@@ -39,7 +39,6 @@ from inturn.models.tables import (
     SPENDING,
     TURNS,
 )
-from ops.servers import PostgresServer
 from tests.integration.stores import CAPS, Store, only_postgresql, only_sqlite
 
 Make = Callable[[str], Store]
@@ -64,15 +63,14 @@ def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Make]:
             shutil.copy(request.getfixturevalue("sqlite_template"), path)
             made.append(Store(f"sqlite:///{path}"))
         else:
-            server: PostgresServer = request.getfixturevalue("postgres")
-            made.append(Store(server.create_database(request.getfixturevalue("postgresql_template"))))
+            made.append(Store(request.getfixturevalue("spares").take()))
         return made[-1]
 
     yield make
     for store in made:
         store.close()
         if not store.is_sqlite:
-            request.getfixturevalue("postgres").drop_database(store.database.url.render_as_string(hide_password=False))
+            request.getfixturevalue("spares").give_back(store.database.url.render_as_string(hide_password=False))
 
 
 def everything(database: Database) -> dict[str, list[tuple[Any, ...]]]:
