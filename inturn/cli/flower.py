@@ -33,6 +33,7 @@ def door_flags(function: Function) -> Function:
 @door_flags
 @click.option("--control", is_flag=True, help="Let who has a login stop workers, revoke tasks and the like.")
 @click.option("--show-content", is_flag=True, help="Show what was said in sessions. Otherwise only how long it is.")
+@click.option("--waits", is_flag=True, hidden=True, help="Wait for a broker that is away: for `inturn up`.")
 @pass_invocation
 def flower(
     invocation: Invocation,
@@ -41,6 +42,7 @@ def flower(
     basic_auth: str | None,
     control: bool,
     show_content: bool,
+    waits: bool,
 ) -> None:
     """Run Flower: a look at workers, sessions, batches and retention in a browser.
 
@@ -58,5 +60,6 @@ def flower(
         settings,
         control=control,
         show_content=show_content,
+        waits=waits,
         tell=lambda url: render.talk(f"Flower: {url}"),
     )
