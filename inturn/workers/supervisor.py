@@ -125,6 +125,7 @@ class Supervisor:
                     self._watch(users)
                 finally:
                     self._stop()
+                self._report("stopped")  # otherwise the error is the last word
 
     def _enter(self, lock: FileLock) -> None:
         """Become the only supervisor here. A linked stack makes room for a permanent one.
@@ -278,7 +279,6 @@ class Supervisor:
         if not self._orphans:  # otherwise the next one has to stop them
             with suppress(OSError):
                 state_file(self._home).unlink(missing_ok=True)
-        self._report("stopped")
 
     def _child(self, name: str) -> Child:
         log = None if self._verbose else log_file(self._home, name)

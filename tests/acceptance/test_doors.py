@@ -195,8 +195,8 @@ def test_a_stack_does_not_begin_with_a_flower_that_cannot_be(house: House) -> No
         environment |= {"INTURN_HOME": str(house.stage.home.with_name("other"))}
         refused = warm.run(("up", "--flower"), environment, house.stage.home, timeout=FAULT_SECONDS)
         assert refused.returncode == Exit.USAGE, refused.stderr
-        assert sentence in refused.stderr
-        assert "ready:" not in refused.stderr
+        [said] = refused.stderr.splitlines()
+        assert said.startswith(f"inturn: {sentence}"), "and neither that it is ready, nor that it stopped"
 
 
 def test_without_a_login_it_is_for_this_machine_by_name(house: House) -> None:
