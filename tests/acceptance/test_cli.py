@@ -104,6 +104,8 @@ def test_send_returns_at_once_and_the_turn_can_be_looked_at(shell: Shell) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     assert shell.ok("send", "bob-2", "and then?", "--wait")
     [record] = shell.records("turn", "show", turn)
+    told = shell.ok("turn", "show", turn)
+    assert (record["price"], told.count("0.00")) == (0, 2), "of the turn, and of its attempt"
     assert (record["state"], record["prompt"], record["attempts"]) == ("completed", "piped\nin", 1)
     assert record["reply"].startswith('You said: "piped')
     assert next(one["id"] for one in shell.records("turn", "list", "bob-2")) == turn
