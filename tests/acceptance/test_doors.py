@@ -171,6 +171,7 @@ def test_it_listens_to_the_world_only_with_a_login(house: House) -> None:
         ("--address", "0.0.0.0"): "Flower is to listen on 0.0.0.0 without a login",
         ("--address", ""): "Flower is to listen on all addresses without a login",
         ("--address", "::"): "Flower is to listen on :: without a login",
+        ("--address", "0.0.0.0", "--basic-auth", "inturn:change-me"): "with the password of ops/env.example",
         ("--control",): "--control lets whoever reaches Flower stop workers, so it needs a login",
         ("--basic-auth", "ops:short"): "the password of it is too weak",
         ("--basic-auth", "correct-horse"): "it is not written USER:PASSWORD",
