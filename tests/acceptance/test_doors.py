@@ -97,7 +97,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, mo
 
 def url_of(flower: Actor) -> str:
     flower.await_words("Flower: http://", FAULT_SECONDS)
-    found = re.search(r"Flower: (http://\S+)", flower.said())
+    found = re.search(r'Flower: (http://[^\s"]+)', flower.said())
     assert found
     return found[1]
 

@@ -1,5 +1,6 @@
 """``inturn flower`` where the broker is not there, goes away, hangs, and comes back."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def test_it_says_once_that_it_went_away_and_once_that_it_is_back(
         broker.kill()
     flower = stage.command("flower", *(["--waits"] if waits else []))
     flower.await_words("Flower: http://", FAULT_SECONDS)
-    url = re.findall(r"Flower: (http://\S+)", flower.said())[0]
+    url = re.findall(r'Flower: (http://[^\s"]+)', flower.said())[0]
     if not waits:
         broker.freeze()
         flower.await_words(AWAY, FAULT_SECONDS)
@@ -75,4 +76,13 @@ def test_it_says_once_that_it_went_away_and_once_that_it_is_back(
         wait_until(lambda: flower.said().count(BACK) == 2 - waits, FAULT_SECONDS)
         stage.worker()
         wait_until(lambda: "flower_worker_online{" in client.get(f"{url}/metrics").text, FAULT_SECONDS)
-    assert len(re.findall("WARNING|ERROR", flower.said())) == 2 - waits, flower.said()
+    lines = [json.loads(line) for line in flower.said().splitlines()]
+    assert {line["role"] for line in lines} == {"flower"}, "each line is an object, where nobody sits there"
+    assert [line["level"] for line in lines if line["level"] != "INFO"] == ["WARNING"] * (2 - waits), flower.said()
+
+
+def test_it_logs_for_people_where_that_is_set(stage: Stage) -> None:
+    stage._environment["INTURN_LOG_FORMAT"] = "text"
+    flower = stage.command("flower", "--waits")
+    flower.await_words("Flower: http://", FAULT_SECONDS)
+    assert re.fullmatch(r"Flower: http://\S+", flower.said().splitlines()[0])
