@@ -49,6 +49,7 @@ from inturn.models.store.situation import Reason
 from inturn.models.store.usage import UsageRecord
 from inturn.models.store.webhooks import WebhookDelivery
 from inturn.operations import Operations
+from inturn.options import checked_options
 from inturn.records import (
     EventData,
     Message,
@@ -59,7 +60,6 @@ from inturn.records import (
     checked_cursor,
     checked_limit,
     checked_moment,
-    checked_options,
     retention_rule,
 )
 from inturn.removals import Removals
@@ -210,7 +210,7 @@ class Client(Operations, Removals, Schedules, Submissions, Imports):
             model=first,
             fallbacks=fallbacks,
             system_message=checked_system_message(system_message) or None,
-            options=checked_options(options),
+            options=checked_options(options, [first, *(fallbacks or ())], self.settings.available_providers),
             labels=checked_labels(labels),
             context_turns=checked_context(context_turns),
             context_tokens=checked_tokens(context_tokens),

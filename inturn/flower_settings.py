@@ -13,6 +13,8 @@ SHORTEST = 8
 """Characters of a password: whoever can reach Flower may try as many as they like."""
 FEWEST = 4
 """Different characters among them."""
+PLACEHOLDER = "change-me"
+"""The password of ``ops/env.example``, which everybody knows."""
 LOGIN = re.compile(r"[^\s:,\x00-\x1f\x7f]+:[^,\x00-\x1f\x7f]*")
 
 
@@ -54,9 +56,17 @@ def is_loopback(address: str) -> bool:
 
 def about_open_door(address: str, known: Sequence[str]) -> str | None:
     """Why Flower must not listen there, and what to do about it; None: it may."""
-    if known or is_loopback(address):
+    if is_loopback(address):
         return None
     where = f"on {address}" if address else "on all addresses"
+    if any(login.partition(":")[2] == PLACEHOLDER for login in known):
+        return (
+            f"Flower is to listen {where} with the password of ops/env.example ({PLACEHOLDER}), which everybody knows: put "
+            "another one into INTURN_FLOWER_BASIC_AUTH (`openssl rand -base64 18` makes a good one), or leave the address "
+            "at 127.0.0.1"
+        )
+    if known:
+        return None
     return (
         f"Flower is to listen {where} without a login, so whoever reaches this machine could look at every session: set "
         "INTURN_FLOWER_BASIC_AUTH to USER:PASSWORD, or leave the address at 127.0.0.1"

@@ -1,14 +1,9 @@
 """What the SDK gives out: messages, turns' errors and sessions' metadata. Plain values; the handles are in ``client``."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-import orjson
-
-from inturn.models.content import storable_json
 from inturn.models.errors import InvalidInputError
 from inturn.models.states import Retention, Role, TurnState
 from inturn.models.store.chronicle import END, EventRecord
@@ -310,18 +305,6 @@ def retention_rule(retention: timedelta | Literal["policy"] | None) -> tuple[Ret
         f"retention is {retention!r}: use a positive timedelta of {LONGEST_RETENTION.days:,} days at most, "
         "'policy', or None for never"
     )
-
-
-def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """As they are stored. Raises: InvalidInputError."""
-    if options is not None and not isinstance(options, Mapping):
-        raise InvalidInputError(f"options are {options!r:.100}: they are a dict, for example {{'temperature': 0.2}}")
-    stored: dict[str, Any] = storable_json(dict(options or {}))
-    try:
-        orjson.loads(json.dumps(stored))  # as the database gets it, and as a worker reads it when it claims
-    except ValueError as error:
-        raise InvalidInputError(f"options hold a number that JSON does not have ({error})") from None
-    return stored
 
 
 def checked_moment(moment: datetime | None) -> datetime | None:

@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     traces: bool = Field(False, description="Whether turns are traced, as OTEL_* say. Default false.")
     trace_content: bool = Field(False, description="Whether traces say what was said. Default false.")
     log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="What workers and beat log. Default auto: JSON where stderr is no terminal."
+        "auto", description="What workers, beat and Flower log. Default auto: JSON where stderr is no terminal."
     )
 
     flower_basic_auth: Logins = Field("", description="Flower's logins: USER:PASSWORD, .... Default none.")

@@ -21,7 +21,8 @@ from inturn.models.store import batches, batching, reading
 from inturn.models.store.admitting import Admission
 from inturn.models.store.batching import Begun, NewBatch
 from inturn.models.store.lines import BadLine, Line
-from inturn.records import checked_limit, checked_options, retention_rule
+from inturn.options import checked_options, refuse_options
+from inturn.records import checked_limit, retention_rule
 from inturn.settings import Settings
 from inturn.turn import Turn, checked_choice
 from inturn.waiting import alive_workers
@@ -151,6 +152,7 @@ class Submissions(ABC):
             plain_text=how.plain_text,
             skip_invalid=checked_flag("skip_invalid", skip_invalid),
             check_model=self._resolver(model),
+            check_options=self._fitter(how.model, how.options),
             on_progress=lambda done, total: told("checking", done, total),
         ) as intake:
             return self._submit(intake, how, name, told, again=checked_flag("again", again))
@@ -186,6 +188,17 @@ class Submissions(ABC):
             return known[name]
 
         return resolve
+
+    def _fitter(self, model: str, options: Mapping[str, Any]) -> Callable[[Line], None]:
+        """Whether a line's model has its options, where it is known: of a session that is there, it may be another one."""
+        known = self.settings.available_providers
+
+        def check(line: Line) -> None:
+            asked = line.model or (model if line.session is None else None)
+            if asked is not None and (options or line.options):
+                refuse_options(asked, {**options, **line.options}, known)
+
+        return check
 
     def _meant(self, name: str, given: str | None) -> str:
         if name.partition("/")[0] in self.settings.available_providers:
@@ -297,7 +310,11 @@ class Submissions(ABC):
             context_turns=self.settings.context_turns,
             prefix=f"session-{secrets.token_hex(8)}",
         )
-        lines = check_lines(islice(prompts, MOST_AT_ONCE + 1), check_model=self._resolver(None))
+        lines = check_lines(
+            islice(prompts, MOST_AT_ONCE + 1),
+            check_model=self._resolver(None),
+            check_options=self._fitter(how.model, {}),
+        )
         if len(lines) > MOST_AT_ONCE:
             raise InvalidInputError(
                 f"more than {MOST_AT_ONCE:,} prompts: send them in parts, or as a batch (submit_batch)"

@@ -21,7 +21,8 @@ from inturn.models.states import FINAL, Lane, TurnState
 from inturn.models.store import chronicle, reading, sending
 from inturn.models.store.reading import Attempt, TurnRecord
 from inturn.models.store.sending import WhenBusy
-from inturn.records import Message, SessionEvent, TurnError, checked_not_before, checked_options, turn_id
+from inturn.options import checked_options
+from inturn.records import Message, SessionEvent, TurnError, checked_not_before, turn_id
 from inturn.waiting import in_seconds
 from inturn.workers.events import ring_cancel
 from inturn.workers.live import Transcript

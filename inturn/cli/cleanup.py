@@ -49,12 +49,25 @@ def cleanup(invocation: Invocation, dry_run: bool, older_than: timedelta | None,
                 print_expired(expired, "would go", as_json)
                 return
             due = client.cleanup(dry_run=True, **how)
-            if due and not render.ask(f"Remove {in_all(due)} for good? (--dry-run lists them)"):
-                raise click.Abort
+            if due:
+                be_sure(f"Remove {in_all(due)} for good? (--dry-run lists them)")
         with bar("removing sessions", BAR_FROM_SESSIONS) as progress:
             removed = client.cleanup(any_share=True, on_progress=progress, on_removal=teller(as_json), **how)
     print_sums(removed, "removed", as_json)
     print_expired(expired, "are gone", as_json)
+
+
+def be_sure(question: str) -> None:
+    """Ask before something is removed.
+
+    Raises:
+        click.Abort: the answer is no; who is told so is told that nothing was removed.
+        click.UsageError: nobody is there to answer.
+    """
+    if not render.ask(question):
+        no = click.Abort()
+        no.add_note("nothing was removed")
+        raise no
 
 
 def print_expired(expiries: "Sequence[ExpiryInfo]", becomes: str, as_json: bool) -> None:

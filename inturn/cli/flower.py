@@ -1,13 +1,16 @@
 """``inturn flower``: Flower with pages of ours, behind a login or on loopback."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from inturn.cli import render
 from inturn.cli.invocation import Invocation, pass_invocation
 from inturn.flower_settings import check_door, logins
+
+if TYPE_CHECKING:
+    from inturn.workers.logs import JsonLines
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 LOG_FORMAT = "[%(asctime)s: %(levelname)s] %(name)s: %(message)s"
@@ -33,6 +36,7 @@ def door_flags(function: Function) -> Function:
 @door_flags
 @click.option("--control", is_flag=True, help="Let who has a login stop workers, revoke tasks and the like.")
 @click.option("--show-content", is_flag=True, help="Show what was said in sessions. Otherwise only how long it is.")
+@click.option("--waits", is_flag=True, hidden=True, help="Wait for a broker that is away: for `inturn up`.")
 @pass_invocation
 def flower(
     invocation: Invocation,
@@ -41,22 +45,35 @@ def flower(
     basic_auth: str | None,
     control: bool,
     show_content: bool,
+    waits: bool,
 ) -> None:
     """Run Flower: a look at workers, sessions, batches and retention in a browser.
 
     It only shows, and no text of a conversation. Anywhere but on loopback it needs a login.
     """
-    import logging
-
     invocation.flags |= {"flower_address": address, "flower_port": port, "flower_basic_auth": basic_auth}
     settings = invocation.settings
     check_door(settings.flower_address, logins(settings.flower_basic_auth), control=control)
     from inturn.flower.application import serve  # takes its time, which a refusal need not
 
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    lines = log_lines(settings.log_format)
     serve(
         settings,
         control=control,
         show_content=show_content,
-        tell=lambda url: render.talk(f"Flower: {url}"),
+        waits=waits,
+        tell=lambda url: render.talk(lines.of(__name__, f"Flower: {url}") if lines else f"Flower: {url}"),
     )
+
+
+def log_lines(log_format: str) -> "JsonLines | None":
+    """Log as workers and beat do. Returns: what makes objects of sentences, if that is how."""
+    import logging
+
+    from inturn.workers.logs import JsonLines, is_json
+
+    lines = JsonLines("flower") if is_json(log_format) else None
+    handler = logging.StreamHandler()
+    handler.setFormatter(lines or logging.Formatter(LOG_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    return lines

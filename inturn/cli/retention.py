@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from inturn.cli import render
+from inturn.cli.checkup.work import named, restart, started
 from inturn.cli.cleanup import what
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.schedule import tell_beat
 from inturn.cli.values import shown_span
+from inturn.fingerprints import others
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.states import Kept
 
 if TYPE_CHECKING:
-    from inturn.client import SessionMetadata
+    from inturn.client import Client, SessionMetadata
     from inturn.models.store.outlook import Outlook
     from inturn.models.store.receipts import Run
     from inturn.models.store.rules import Rule
@@ -70,6 +72,14 @@ def show(invocation: Invocation, as_json: bool) -> None:
         lists = "`inturn cleanup --dry-run` lists them"
         render.talk(f"{render.counted(due, 'session')} due now: {lists}" if due else "none is due now")
         tell_beat(client, invocation, "no rule is carried out by itself")
+        tell_others(client)
+
+
+def tell_others(client: "Client") -> None:
+    """Rules are read at the start: who cleans up may have others."""
+    found = others(client.settings, client.list_workers())
+    if who := [named(process) for process, about in found if "retention" in about]:
+        render.talk(f"{started(who)} with other rules than these. {restart(client.settings)}")
 
 
 def record(one: "RuleInfo") -> dict[str, Any]:

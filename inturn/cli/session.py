@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from inturn.cli import render
-from inturn.cli.cleanup import in_all, print_due, print_sums, teller
+from inturn.cli.cleanup import be_sure, in_all, print_due, print_sums, teller
 from inturn.cli.db import bar
 from inturn.cli.hearing import Tail, speaker_of, spoken
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
@@ -332,8 +332,8 @@ def delete(
         if dry_run:
             render.talk(f"session {session_id} would be deleted, with its {messages}")
             return
-        if not yes and not render.ask(f"Delete session {session_id} with its {messages} for good?"):
-            raise click.Abort
+        if not yes:
+            be_sure(f"Delete session {session_id} with its {messages} for good?")
         client.delete_session(session_id)
     render.talk(f"session {session_id} is deleted")
 
@@ -348,8 +348,8 @@ def delete_many(invocation: Invocation, which: Mapping[str, Any], *, dry_run: bo
         if dry_run or not found.sessions:
             print_due(client.list_matching(**how), "would be deleted", as_json, empty="there are no such sessions")
             return
-        if not yes and not render.ask(f"Delete {in_all([found])} for good? (--dry-run lists them)"):
-            raise click.Abort
+        if not yes:
+            be_sure(f"Delete {in_all([found])} for good? (--dry-run lists them)")
         with bar("deleting sessions", BAR_FROM_SESSIONS) as progress:
             deleted = client.delete_sessions(on_progress=progress, on_removal=teller(as_json), **how)
     print_sums([deleted], "deleted", as_json)

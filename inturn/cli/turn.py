@@ -12,6 +12,7 @@ from inturn.cli.records import turn_record
 from inturn.cli.session import remark_if_halted
 from inturn.cli.usage import price, tokens
 from inturn.models.errors import ContentRemovedError
+from inturn.models.money import dollars
 from inturn.models.states import POISONED, AttemptOutcome, Lane, TurnState
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def told(record: "Mapping[str, Any]") -> Iterator[tuple[str, object]]:
             yield "error_message", value["message"]
             yield "error_status", value["status_code"]
             yield "error_retryable", value["retryable"]
+        elif name == "price" and value is not None:
+            yield name, dollars(value)
         elif name not in ("prompt", "reply", "partial"):
             yield name, value
 

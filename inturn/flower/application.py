@@ -21,6 +21,7 @@ from tornado.template import Loader, Template
 from tornado.web import Application
 
 from inturn.client import Client
+from inturn.flower.broker import Listener, check_broker
 from inturn.flower.door import Assets, guarded
 from inturn.flower.pages import BatchesPage, RetentionPage, SessionPage, SessionsPage
 from inturn.flower_settings import about_port, check_door, logins, url_of
@@ -105,9 +106,11 @@ class InturnFlower(Flower, Guard):  # type: ignore[misc]
         self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="inturn-reader")
         set_options(settings, self.logins, control=control)
         ours = {"template_loader": Templates(), "xsrf_cookie_kwargs": {"samesite": "Strict"}}
-        super().__init__(
-            options=default_options, capp=asking_app(settings), io_loop=IOLoop.current(), **flowers_settings | ours
+        app, loop = asking_app(settings), IOLoop.current()
+        events = Listener(
+            app, loop, max_workers_in_memory=default_options.max_workers, max_tasks_in_memory=TASKS_IN_MEMORY
         )
+        super().__init__(options=default_options, capp=app, events=events, io_loop=loop, **flowers_settings | ours)
         self.inspector = Discreet(self.io_loop, self.capp, INSPECT_MILLISECONDS / 1000)
 
     @cached_property
@@ -138,16 +141,22 @@ def set_options(settings: Settings, known: list[str], *, control: bool) -> None:
         setattr(default_options, name, value)
 
 
-def serve(settings: Settings, *, control: bool, show_content: bool, tell: Callable[[str], None]) -> None:
+def serve(
+    settings: Settings, *, control: bool, show_content: bool, tell: Callable[[str], None], waits: bool = False
+) -> None:
     """Run Flower until SIGTERM or SIGINT. Only in the main thread.
 
     Args:
         tell: is told where it is to be seen.
+        waits: also for a broker that is away.
 
     Raises:
+        BrokerUnreachableError: it is, and Flower would have nobody to listen to.
         SettingsError: it must not listen where it is to, or cannot.
     """
     check_door(settings.flower_address, logins(settings.flower_basic_auth), control=control)
+    if not waits:
+        check_broker(settings)
     logging.getLogger("tornado.access").setLevel(logging.CRITICAL)
     with closing(Stopping(Client(settings), control=control, show_content=show_content)) as stopping:
         application = stopping.application

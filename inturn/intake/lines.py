@@ -26,6 +26,8 @@ CHAT_FORM = frozenset({"body", "url", "method"})
 
 CheckModel = Callable[[str], str]
 """Gives the model that a written one means. Raises: UnknownModelError."""
+CheckOptions = Callable[[Line], object]
+"""Looks whether the line's model has the line's options. Raises: InvalidInputError."""
 
 
 def checked_line(number: int, raw: Raw, check_model: CheckModel) -> Line | BadLine:
@@ -40,6 +42,16 @@ def checked_line(number: int, raw: Raw, check_model: CheckModel) -> Line | BadLi
         return chat.chat_form(number, custom_id, written, check_model)
     except (Refusal, InvalidInputError, RecursionError) as refused:
         return bad_line(number, custom_id, refused)
+
+
+def fitting(line: Line | BadLine, check_options: CheckOptions) -> Line | BadLine:
+    """The line, or why its options do not fit."""
+    if isinstance(line, Line):
+        try:
+            check_options(line)
+        except InvalidInputError as refused:
+            return bad_line(line.line, line.custom_id, refused)
+    return line
 
 
 def checked_text_line(number: int, raw: Raw) -> Line | BadLine:

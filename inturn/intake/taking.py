@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from inturn.intake.custom_ids import CustomIds
-from inturn.intake.lines import CheckModel, checked_line, checked_text_line
+from inturn.intake.lines import CheckModel, CheckOptions, checked_line, checked_text_line, fitting
 from inturn.intake.reading import Progress, lines_of_items
 from inturn.intake.sources import LIST, Source, opened
 from inturn.intake.spool import Spool
@@ -60,6 +60,7 @@ def take_in(
     *,
     directory: Path,
     check_model: CheckModel,
+    check_options: CheckOptions = lambda line: None,
     plain_text: bool = False,
     skip_invalid: bool = False,
     on_progress: Progress = lambda read, total: None,
@@ -71,6 +72,7 @@ def take_in(
             OpenAI's would be in a file, or a str, which is a prompt.
         directory: where the lines are kept until the intake is closed.
         check_model: gives the model that a line's model means, or raises UnknownModelError. Asked once per model.
+        check_options: raises InvalidInputError where a line's model does not have its options.
         plain_text: a line of the file is a prompt, not JSON.
         skip_invalid: keep bad lines as such among the others, unless there are no others.
         on_progress: told how many bytes are read, out of how many (None: nobody knows), every now and then.
@@ -85,16 +87,19 @@ def take_in(
         with opened(source, digest, on_progress) as (name, lines):
             spool = unless_taken.enter_context(Spool(directory))
             if plain_text:  # whose lines have no custom IDs but their numbers
-                bad, first = _keep((checked_text_line(*line) for line in lines), spool)
+                bad, first = _keep((fitting(checked_text_line(*line), check_options) for line in lines), spool)
             else:
                 asked = lru_cache(MODELS_KNOWN)(check_model)
-                bad, first = _keep(_unique((checked_line(*line, asked) for line in lines), spool), spool)
+                checked = (fitting(checked_line(*line, asked), check_options) for line in lines)
+                bad, first = _keep(_unique(checked, spool), spool)
         _refuse_unfit(name, len(spool), bad, first, skip_invalid)
         unless_taken.pop_all()
     return Intake(spool, len(spool), bad, tuple(first), digest.hexdigest())
 
 
-def check_lines(items: Iterable[Any], *, check_model: CheckModel) -> list[Line]:
+def check_lines(
+    items: Iterable[Any], *, check_model: CheckModel, check_options: CheckOptions = lambda line: None
+) -> list[Line]:
     """Check prompts that a program has in memory, as ``take_in`` checks those of an iterable.
 
     Raises:
@@ -103,7 +108,7 @@ def check_lines(items: Iterable[Any], *, check_model: CheckModel) -> list[Line]:
     asked, first = lru_cache(MODELS_KNOWN)(check_model), dict[str, int]()
     good, bad = list[Line](), list[BadLine]()
     for item in lines_of_items(items, hashlib.sha256(), lambda read, total: None):
-        line = checked_line(*item, asked)
+        line = fitting(checked_line(*item, asked), check_options)
         if isinstance(line, Line) and (before := first.setdefault(line.custom_id, line.line)) != line.line:
             line = _repeated(line, before)
         (bad if isinstance(line, BadLine) else good).append(line)  # type: ignore[arg-type]

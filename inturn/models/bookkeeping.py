@@ -253,6 +253,8 @@ class WorkerProcessRow(Row, table=True):
     heartbeat_at: datetime
     recent: dict[str, Any] | None = json_value()
     """What it did in the last seconds before its heartbeat (``presence.Recent``); null: it has not said so yet."""
+    settings: dict[str, Any] | None = json_value()
+    """Digests of those that it was started with, by what they are about (``inturn.fingerprints``); null: nobody said."""
 
 
 class RemovalRunRow(Row, table=True):

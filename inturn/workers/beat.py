@@ -32,7 +32,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
         self.database = Database(settings.effective_database_url)
         migrations.prepare(self.database)
         self.tracer = make_tracer(settings, ProcessKind.BEAT)
-        self.process, self.meter = describe_process(ProcessKind.BEAT, [], 0), make_meter(settings)
+        self.process, self.meter = describe_process(settings, ProcessKind.BEAT, [], 0), make_meter(settings)
         hints, self._broker = Hints(make_app(settings, producer=True), SWEEPER_SECONDS), connect(broker_url(settings))
         sweep = Sweep(
             self.database,

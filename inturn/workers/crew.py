@@ -98,7 +98,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger(name).level))
         self.pool: TaskPool = worker.pool
         lanes = [name for name in worker.app.amqp.queues.consume_from if name in set(Lane)]
-        self.process = describe_process(ProcessKind.WORKER, lanes, worker.concurrency)
+        self.process = describe_process(self.settings, ProcessKind.WORKER, lanes, worker.concurrency)
         shares.share_out(lanes, worker.concurrency, self.settings.batch_share)
         self._assemble()
         with refusals():

@@ -1,4 +1,4 @@
-"""What workers and beat log: sentences with fields for people, and the same as JSON for machines, an object a line.
+"""What workers, beat and Flower log: sentences with fields for people, and the same as JSON for machines, an object a line.
 
 The fields of an object are read off the sentence that our code writes, ``action=lease_lost session=%s: ...``, with the
 values that it was given: a text with blanks stays one, and a number a number.
@@ -31,7 +31,7 @@ class JsonLines(logging.Formatter):
     """Makes an object of each record; its ``message`` is the sentence as it would be without.
 
     Args:
-        role: ``worker``, ``beat`` or ``up``.
+        role: ``worker``, ``beat``, ``flower`` or ``up``.
     """
 
     def __init__(self, role: str) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from inturn import __version__
 from inturn.cleaning import Cleanup
 from inturn.clearance import Clearance
+from inturn.fingerprints import fingerprints
 from inturn.models.database import Database
 from inturn.models.errors import StorageError
 from inturn.models.failpoints import reached
@@ -44,7 +45,9 @@ LOOK_SECONDS = 1.0
 """All workers know when a turn is due: the first of them tells its lane, and the others find that done."""
 
 
-def describe_process(kind: ProcessKind, lanes: Iterable[str], concurrency: int) -> presence.Process:
+def describe_process(
+    settings: Settings, kind: ProcessKind, lanes: Collection[str], concurrency: int
+) -> presence.Process:
     """This process, as it shows itself in ``worker_processes``. Its id names the owner of its leases."""
     mine = ProcessIdentity.mine()
     return presence.Process(
@@ -55,6 +58,7 @@ def describe_process(kind: ProcessKind, lanes: Iterable[str], concurrency: int) 
         lanes=",".join(lanes),
         concurrency=concurrency,
         version=__version__,
+        settings=fingerprints(settings, kind, lanes),
     )
 
 

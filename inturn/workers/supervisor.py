@@ -35,6 +35,7 @@ from inturn.workers.stack import (
 )
 from inturn.workers.tool_modules import about_missing
 
+COMMANDS = {"worker": ("worker",), "beat": ("beat",), "flower": ("flower", "--waits")}
 TICK_SECONDS = 0.1
 ENTER_SECONDS = 1.0  # others look at the lock by taking it for a moment, so that one refusal means nothing
 ORPHAN_GRACE_SECONDS = 10.0
@@ -81,7 +82,7 @@ class Supervisor:
         self._prepare = prepare
         self._worker_is_ready = is_ready
         self._tell = report
-        self._commands = {name: inturn_command(name) for name in ("worker", "beat", "flower")} | dict(commands or {})
+        self._commands = {name: inturn_command(*words) for name, words in COMMANDS.items()} | dict(commands or {})
         self._verbose = verbose
         self._linked = linked
         self._linger_seconds = linger_seconds
@@ -124,6 +125,7 @@ class Supervisor:
                     self._watch(users)
                 finally:
                     self._stop()
+                self._report("stopped")  # otherwise the error is the last word
 
     def _enter(self, lock: FileLock) -> None:
         """Become the only supervisor here. A linked stack makes room for a permanent one.
@@ -277,7 +279,6 @@ class Supervisor:
         if not self._orphans:  # otherwise the next one has to stop them
             with suppress(OSError):
                 state_file(self._home).unlink(missing_ok=True)
-        self._report("stopped")
 
     def _child(self, name: str) -> Child:
         log = None if self._verbose else log_file(self._home, name)

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from inturn.cli.exits import Exit
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
 
@@ -102,6 +104,8 @@ def test_send_returns_at_once_and_the_turn_can_be_looked_at(shell: Shell) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     assert shell.ok("send", "bob-2", "and then?", "--wait")
     [record] = shell.records("turn", "show", turn)
+    told = shell.ok("turn", "show", turn)
+    assert (record["price"], told.count("0.00")) == (0, 2), "of the turn, and of its attempt"
     assert (record["state"], record["prompt"], record["attempts"]) == ("completed", "piped\nin", 1)
     assert record["reply"].startswith('You said: "piped')
     assert next(one["id"] for one in shell.records("turn", "list", "bob-2")) == turn
@@ -284,6 +288,18 @@ def test_a_chat_in_a_terminal(shell: Shell) -> None:
         screen.wait_for(b"\r\neverything is kept: `inturn chat tty-1`")
         assert chat.wait(PATIENCE_SECONDS) == 0
     assert [one["state"] for one in shell.records("turn", "list", "tty-1")] == ["cancelled"]
+
+
+def test_who_says_no_is_told_that_nothing_was_removed(shell: Shell) -> None:
+    shell.ok("session", "create", "stays")
+    one, many = ("session", "delete", "stays"), ("session", "delete", "--pattern", "stay*")
+    for arguments in one, many, ("cleanup", "--older-than", "1s"):
+        with in_terminal(shell, *arguments) as (program, screen):
+            screen.wait_for(b"[y/N]")
+            screen.type(b"n\n")
+            screen.wait_for(b"nothing was removed\r\n")
+            assert program.wait(PATIENCE_SECONDS) == Exit.INTERRUPTED
+    assert [found["session_id"] for found in shell.records("session", "list", "--prefix", "stays")] == ["stays"]
 
 
 class Screen:

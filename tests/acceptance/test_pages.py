@@ -58,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer, model: Mo
         assert f"Flower: http://127.0.0.1:{port}" in up.said()
         telling = stage.command("flower", "--port", "0", "--show-content")
         telling.await_words("Flower: http://", FAULT_SECONDS)
-        found = re.search(r"Flower: (http://\S+)", telling.said())
+        found = re.search(r'Flower: (http://[^\s"]+)', telling.said())
         assert found
         furnish(stage.client)
         yield Site(stage, f"http://127.0.0.1:{port}", found[1])

@@ -135,7 +135,9 @@ def test_whatever_ends_it_leaves_a_clean_terminal(deployment: Deployment, number
 def test_a_prompt_of_its_own_goes_through_the_real_queue_and_is_gone(deployment: Deployment, client: Client):
     def sends() -> list[str]:
         *findings, sent = records(deployment, "doctor", "--send", "--json", "--offline")
-        assert {one["check"] for one in findings} >= {"database", "workers", "broker", "settings.origins"}
+        names = {one["check"] for one in findings}
+        assert names >= {"database", "workers", "broker", "settings.origins"}
+        assert "processes.settings" not in names
         assert (sent["check"], sent["state"]) == ("send", "ok")
         assert all(step["took_ms"] >= 0 for step in sent["steps"])
         return [step["step"] for step in sent["steps"]]
@@ -145,6 +147,22 @@ def test_a_prompt_of_its_own_goes_through_the_real_queue_and_is_gone(deployment:
     assert told.returncode == 0
     assert re.search(r"the reply was heard here +[0-9.]+ m?s +▇", told.stdout)
     assert list(client.list_sessions(prefix="inturn-doctor-")) == []
+
+
+def test_processes_that_were_started_before_settings_were_changed_are_named(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+):
+    assert "processes.settings" not in found(deployment)
+    there = deployment._place()
+    changed = {"INTURN_RETENTION_DAYS": "3", "INTURN_CONCURRENCY": "5", "INTURN_LOG_FORMAT": "text"}
+    monkeypatch.setattr(deployment, "_place", lambda: there | {"env": there["env"] | changed})
+    [workers] = [
+        one for one in records(deployment, "doctor", "--json", "--offline") if one["check"] == "processes.settings"
+    ]
+    assert workers["about"] == ["retention"]
+    assert sorted(one.partition(" ")[0] for one in workers["processes"]) == ["beat", "worker", "worker"]
+    shown = deployment.command("retention", "show")
+    assert "were started with other rules than these" in shown.stderr
 
 
 def test_where_nobody_works_it_starts_what_commands_start_or_says_what_is_missing(deserted: Deployment):

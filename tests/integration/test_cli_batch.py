@@ -106,6 +106,21 @@ def test_lines_that_are_not_valid_are_told_and_nothing_is_stored(shell: Shell, t
     assert (record["total"], record["failed"], record["queued"]) == (33, 32, 1)
 
 
+def test_lines_whose_model_does_not_have_their_options_are_not_valid(shell: Shell, tmp_path: Path) -> None:
+    wrong, there = {"prompt": "ill", "options": {"latncy": 1}}, {"session": "there"}
+    file = write(
+        tmp_path, {"prompt": "well", "options": {"latency": 1}}, wrong, wrong | there, wrong | {"model": "echo/x"}
+    )
+    done = shell.run("batch", "submit", file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "2 of 4 lines" in done.stderr, "the session may have another model"
+    assert "line 2: echo/echo: echo has no option 'latncy' (did you mean latency?)" in done.stderr
+    assert "line 4: echo/x: echo has no option 'latncy'" in done.stderr
+    file = write(tmp_path, {"prompt": "well"}, {"prompt": "well", **there})
+    assert "1 of 2 lines" in shell.run("batch", "submit", file, "--option", "fale=1").stderr
+    assert shell.records("batch", "list") == []
+
+
 def test_lines_that_are_not_valid_are_not_offered_to_be_sent_again(
     shell: Shell, embedded: Store, tmp_path: Path
 ) -> None:

@@ -194,6 +194,7 @@ def test_the_same_key_sends_once(shell: Shell) -> None:
         (("session", "create", "--model", "gpt-5"), 2, "write provider/model"),
         (("session", "create", "--model", "ghost/x"), 2, "configured provider (echo)"),
         (("session", "create", "--option", "a=b"), 2, "is not JSON"),
+        (("session", "create", "--option", "latncy=1"), 2, "no option 'latncy' (did you mean latency?)"),
         (("session", "create", "--label", "a"), 2, "is no pair"),
         (("session", "create", "--retention", "soon"), 2, "is no length of time"),
         (("session", "list", "--active-after", "soon"), 2, "is no time"),

@@ -10,8 +10,9 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import insert
 
-from inturn import Client, InvalidInputError, aio
+from inturn import Client, InvalidInputError, __version__, aio
 from inturn.cleaning import caller
+from inturn.fingerprints import fingerprints
 from inturn.models.clock import now
 from inturn.models.cron import Cron
 from inturn.models.states import ProcessKind
@@ -19,6 +20,7 @@ from inturn.models.store import presence
 from inturn.models.store.moments import tick_name
 from inturn.models.store.presence import Process
 from inturn.models.tables import SESSIONS, SPENDING
+from inturn.settings import Settings
 from tests.integration.stores import Store
 from tests.integration.test_cli_commands import Shell, shell
 from tests.integration.test_store_expiry import ended
@@ -100,6 +102,19 @@ def test_it_is_shown_when_rules_are_carried_out_next(shell: Shell) -> None:
         store.write(presence.tick, name, int(run.timestamp()) // 60 - 2 * 366 * 24 * 60)
     assert datetime.fromisoformat(shown("drafts")["next_at"]) < datetime.now(UTC), "it is due"
     assert {one["session_id"] for one in shell.records("cleanup", "--yes")} == {"draft-1", "draft-2", "own"}
+
+
+def test_it_is_shown_who_goes_by_other_rules(shell: Shell) -> None:
+    fill(shell)
+    told = "beat h/1 was started with other rules than these. If these were changed since, stop `inturn up` and start"
+    with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
+        known = fingerprints(Settings(), ProcessKind.BEAT, [])
+        store.write(presence.appear, Process("b", ProcessKind.BEAT, "h", 1, "", 0, __version__, known))
+    assert "other rules" not in shell.run("retention", "show").stderr
+    Path("inturn.toml").write_text(RULES.replace("idle_days = 1", "idle_days = 2"))
+    assert told in shell.run("retention", "show").stderr
+    Path("inturn.toml").write_text(RULES + "[[webhooks]]\nname = 'a'\nurl = 'https://example.org'\nsecret_env = 'A'\n")
+    assert "other rules" not in shell.run("retention", "show").stderr
 
 
 def test_what_else_expired_goes_with_the_same_cleanup(shell: Shell) -> None:

@@ -106,6 +106,9 @@ REFUSED: list[tuple[str, Refused]] = [
     ("5 is no ID of a message", lambda client, session: session.get_messages(after=wrong(5))),
     ("5 is no ID of an event", lambda client, session: session.get_events(after=wrong(5))),
     ("is no state of a turn", lambda client, session: session.get_turns(state=wrong(["failed"]))),
+    ("no option 'latncy'", lambda client, session: client.create_session("bob", options={"latncy": 1})),
+    ("no option 'latncy'", lambda client, session: client.get_or_create_session("bob", options={"latncy": 1})),
+    ("no option 'latncy'", lambda client, session: client.send_many([{"prompt": "hi", "options": {"latncy": 1}}])),
     ("None is no image", lambda client, session: inturn.image(wrong(None))),
 ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import make_url
+from sqlalchemy import make_url, null
 
 from inturn.cli import cli
 from inturn.cli.checkup import clocks, disks
@@ -23,6 +23,7 @@ from inturn.cli.checkup.work import check_work
 from inturn.cli.doctor import check_database, check_server
 from inturn.cli.invocation import Invocation
 from inturn.cli.top.snapshot import Outlook
+from inturn.fingerprints import fingerprints
 from inturn.models import migrations
 from inturn.models.clock import now
 from inturn.models.cron import Cron
@@ -116,6 +117,27 @@ def test_a_process_that_fell_silent_is_named_with_what_it_holds(store: Store):
 def test_another_version_is_named(store: Store):
     store.write(presence.appear, Process("old", ProcessKind.WORKER, "host", 7, "chat", 1, "0.0.9"))
     assert "host/7 (0.0.9)" in work(store)["processes.version"].sentence
+
+
+def test_who_was_started_with_other_settings_is_named_with_what_they_are_about(store: Store):
+    def start(kind: ProcessKind, lanes: str, **more: Any) -> None:
+        settings = fingerprints(settings_of(store, **more), kind, lanes.split(","))
+        appear(store, f"{kind}-{lanes}", kind=kind, lanes=lanes, settings=settings)
+
+    start(ProcessKind.BEAT, "", retention_days=7, concurrency=1)
+    start(ProcessKind.WORKER, "chat,batch,maintenance")
+    start(ProcessKind.WORKER, "chat", retention_days=30)
+    found = work(store, retention_days=7)["processes.settings"]
+    assert (found.state, found.more["about"]) == ("warn", ["retention"])
+    assert found.sentence.startswith(
+        "worker host/7 was started with other settings than there are here (retention). If these were changed since, restart"
+    )
+    assert found.more["processes"] == ["worker host/7"], "one that cleans nothing up goes by no rules"
+    assert "beat host/7, worker host/7 were started" in work(store, batch_days=7)["processes.settings"].sentence
+    store.change(WORKER_PROCESSES, WORKER_PROCESSES.c.id != "", settings=null())
+    assert work(store, retention_days=7) == {}, "one of an older version does not say"
+    store.change(WORKER_PROCESSES, WORKER_PROCESSES.c.id != "", settings={}, version="0.0.9")
+    assert list(work(store, retention_days=7)) == ["processes.version"], "another version reads them otherwise"
 
 
 def test_turns_that_nobody_takes_though_slots_are_free_are_a_stalled_consumer(store: Store):

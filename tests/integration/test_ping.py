@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from inturn import cli
 from inturn.cli import ping
 from inturn.models.states import ProcessKind
+from inturn.settings import Settings
 from inturn.workers import health
 from inturn.workers.exposition import Exposition
 from inturn.workers.health import comes_round, health_pages
@@ -36,7 +37,7 @@ def never(call: Callable[[], object]) -> None:
 @contextmanager
 def serving(age: float = 0.0, call_soon: Callable[[Callable[[], object]], object] = at_once) -> Iterator[int]:
     """A process whose heartbeat is so old, and whose loop does that; its port."""
-    process = describe_process(ProcessKind.WORKER, [], 0)
+    process = describe_process(Settings(), ProcessKind.WORKER, [], 0)
     sources = Sources(process, [], hints=None, heartbeat_age=lambda: age, call_soon=call_soon)  # type: ignore[arg-type]
     port = free_port()
     served = Exposition(CollectorRegistry(), "127.0.0.1", port, health_pages(sources, SILENT_SECONDS))

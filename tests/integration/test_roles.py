@@ -18,8 +18,8 @@ from ops.servers import PostgresServer
 from tests.guides import GUIDES, blocks
 
 SECRET = "a word that nobody who reports may read"
-FIGURES = {("worker_processes", "recent")}
-"""Columns that could hold text, and hold counts."""
+FIGURES = {("worker_processes", "recent"), ("worker_processes", "settings")}
+"""Columns that could hold text, and hold counts and digests."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from inturn.models.store.working import SUMMED_UP
+from inturn.options import FAILURES, OPTIONS
 from inturn.workers.provider import Prompt, ProviderError, Reply, ToolCall, ToolSpec
 from inturn.workers.providers import Echo
 from inturn.workers.providers import echo as echo_module
-from inturn.workers.providers.echo_options import FAILURES, OPTIONS
 
 ROOT = Path(__file__).parents[2]
 

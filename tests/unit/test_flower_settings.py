@@ -1,5 +1,6 @@
 """Who may look at Flower, and where it may listen without asking who looks."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from inturn.cli.checkup.flower import check_flower
 from inturn.flower_settings import about_open_door, is_loopback, logins, url_of
 from inturn.models.errors import SettingsError
 from inturn.settings import Settings
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +85,18 @@ def test_any_other_address_does(address: str) -> None:
     assert refusal
     assert "INTURN_FLOWER_BASIC_AUTH" in refusal
     assert about_open_door(address, ["ann:correct-horse"]) is None
+
+
+def test_the_password_of_the_example_is_none_where_others_come_in() -> None:
+    example = (ROOT / "ops" / "env.example").read_text()
+    found = re.findall("^INTURN_FLOWER_BASIC_AUTH=(.*)$", example, re.MULTILINE)
+    assert logins(found[0]) == found
+    assert about_open_door("127.0.0.1", found) is None
+    for known in found, ["ann:correct-horse", *found]:
+        refusal = about_open_door("0.0.0.0", known)
+        assert refusal
+        assert "on 0.0.0.0 with the password of ops/env.example (change-me)" in refusal
+        assert "INTURN_FLOWER_BASIC_AUTH" in refusal
 
 
 def test_a_url_is_one_that_opens_here() -> None:

@@ -10,11 +10,13 @@ from inturn import __version__
 from inturn.cli import render
 from inturn.cli.checkup.finding import RUNBOOK, Finding
 from inturn.cli.top.units import amount, lasting
+from inturn.fingerprints import others
 from inturn.models.states import Lane, ProcessKind, slots_of
 
 if TYPE_CHECKING:
     from inturn.models.database import Database
     from inturn.models.store.activity import Activity, LaneActivity, WorkerActivity
+    from inturn.models.store.presence import WorkerInfo
     from inturn.settings import Settings
 
 SWEEPS = 3
@@ -36,6 +38,7 @@ def check_work(settings: "Settings", database: "Database") -> Iterator[Finding]:
         seen = activity.look(db, REMOVE_EXPIRED_SESSIONS, settings.silent_seconds, None)
     yield from check_silent(seen)
     yield from check_versions(seen)
+    yield from check_settings(settings, seen)
     for lane in seen.lanes:
         if lane.lane is not Lane.MAINTENANCE:
             yield from check_lane(settings, lane, seen.workers)
@@ -72,6 +75,35 @@ def check_versions(seen: "Activity") -> Iterator[Finding]:
             f"not of this version ({__version__}): {who}. Restart what is older",
             "processes.version",
         )
+
+
+def check_settings(settings: "Settings", seen: "Activity") -> Iterator[Finding]:
+    """Whether those that run were started with these."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for process, apart in others(settings, [one.process for one in seen.workers]):
+        found.setdefault(tuple(apart), []).append(named(process))
+    for about, who in found.items():
+        sentence = f"{started(who)} with other settings than there are here ({', '.join(about)}). {restart(settings)}"
+        more = {"about": list(about), "processes": who}
+        yield Finding("warn", "processes", sentence, "processes.settings", more=more)
+
+
+def named(process: "WorkerInfo") -> str:
+    return f"{process.kind} {process.host}/{process.pid}"
+
+
+def started(who: list[str]) -> str:
+    """``worker a/1, beat a/2 were started``."""
+    more = f" and {len(who) - SHOWN} more" if len(who) > SHOWN else ""
+    return f"{', '.join(who[:SHOWN])}{more} {'was' if len(who) == 1 else 'were'} started"
+
+
+def restart(settings: "Settings") -> str:
+    """How processes come by settings that they do not have."""
+    how = "stop `inturn up` and start it again" if settings.has_embedded_broker else "restart workers and beat"
+    return (
+        f"If these were changed since, {how}; if not, look for another inturn.toml or INTURN_... where it was started"
+    )
 
 
 def check_lane(settings: "Settings", lane: "LaneActivity", workers: "list[WorkerActivity]") -> Iterator[Finding]:

@@ -51,6 +51,7 @@ class Snapshot:
         known = {} if self.activity is None else _in_seconds(asdict(self.activity))
         for worker in known.get("workers", ()):
             worker.update(worker.pop("process"))
+            del worker["settings"]
         return {
             "database": {"url": self.database, "error": self.database_error or None},
             "broker": {"url": self.broker, "error": self.broker_error or None},

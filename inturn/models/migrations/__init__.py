@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 from inturn.models.database import Database, be_patient
 from inturn.models.errors import SchemaError
 
-HEAD = "0016"
+HEAD = "0017"
 """The schema that this program works with (a test compares it with the newest file in ``versions``)."""
 
 _alembic_is_global = threading.Lock()

@@ -60,6 +60,8 @@ class WorkerInfo:
     """Its heartbeat is not older than asked for."""
     recent: Recent | None = None
     """What it did lately; None: it has just begun, or is a beat."""
+    settings: dict[str, str] | None = None
+    """Digests of those that it was started with, by what they are about; None: it has not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Process:
     lanes: str
     concurrency: int
     version: str
+    settings: dict[str, str] | None = None
 
 
 def appear(db: Connection, process: Process, recent: Recent | None = None) -> None:

@@ -169,7 +169,7 @@ def alive(processes: Sequence[WorkerInfo], *kinds: ProcessKind) -> list[WorkerIn
 
 
 def described(process: WorkerInfo) -> dict[str, Any]:
-    return {name: getattr(process, name) for name in WorkerInfo.__slots__ if name != "recent"}
+    return {name: getattr(process, name) for name in WorkerInfo.__slots__ if name not in ("recent", "settings")}
 
 
 def span(length: timedelta) -> str:

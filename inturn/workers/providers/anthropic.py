@@ -8,6 +8,7 @@ from typing import Any
 from httpx_sse import ServerSentEvent
 
 import inturn.workers.providers.payload as read
+from inturn.options import OURS
 from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, Reply
 from inturn.workers.providers.draft import Draft
 from inturn.workers.providers.endpoint import Endpoint
@@ -18,8 +19,6 @@ from inturn.workers.providers.question import Question
 VERSION = "2023-06-01"
 MOST_TOKENS = 8192
 """``max_tokens``, which the API wants to be told, unless an option says otherwise."""
-
-_OURS = ("model", "messages", "stream", "system")
 
 
 class Anthropic:
@@ -57,7 +56,7 @@ class Anthropic:
         await self._endpoint.aclose()
 
     def _payload(self, question: Question) -> dict[str, Any]:
-        system, options = system_text(question), self._endpoint.options(question, _OURS)
+        system, options = system_text(question), self._endpoint.options(question, OURS["anthropic"])
         return {
             "model": question.prompt.model,
             "messages": converted(question),

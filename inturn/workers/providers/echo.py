@@ -3,7 +3,7 @@
 It answers out of the history that it is shown and nothing else, so that what it recalls was really stored. It says in
 every reply that it is no real model.
 
-Its options, of the provider, the session or the turn, are in ``echo_options.py``. It counts as tokens the words of what
+Its options, of the provider, the session or the turn, are in ``inturn/options.py``. It counts as tokens the words of what
 it is shown (of all messages: texts, and the arguments of calls), and those of what it answers.
 """
 
@@ -15,8 +15,8 @@ from collections import OrderedDict
 from typing import Any
 
 from inturn.models.store.working import SUMMED_UP
+from inturn.options import FAILURES, fault_of
 from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, ProviderError, Reply, ToolCall
-from inturn.workers.providers.echo_options import FAILURES, fault_of
 from inturn.workers.providers.overlong import FAILURE
 from inturn.workers.providers.payload import texts
 

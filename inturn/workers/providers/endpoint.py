@@ -7,6 +7,7 @@ from urllib.parse import quote
 import httpx
 import orjson
 
+from inturn.options import fault_of_ours
 from inturn.workers.provider import Prompt, ProviderConfig, ProviderError
 from inturn.workers.providers.exchange import EVENTS, Answer, OnEvent, post
 from inturn.workers.providers.question import Question
@@ -87,9 +88,8 @@ class Endpoint:
                 f"{question.model}: tools are offered twice, by the session and by the option tools. Take one away"
             )
             raise ProviderError("permanent", "invalid_request", message)
-        if taken := [name for name in ours if name in options]:
-            message = f"{question.model}: {', '.join(taken)} cannot be set as an option"
-            raise ProviderError("permanent", "invalid_request", message)
+        if fault := fault_of_ours(options, ours):
+            raise ProviderError("permanent", "invalid_request", f"{question.model}: {fault}")
         return options
 
     async def post(self, question: Question, payload: dict[str, Any], on_event: OnEvent | None = None) -> Answer:

@@ -8,6 +8,7 @@ from typing import Any
 from httpx_sse import ServerSentEvent
 
 import inturn.workers.providers.payload as read
+from inturn.options import OURS
 from inturn.workers.provider import OnDelta, Prompt, ProviderConfig, Reply, ToolSpec
 from inturn.workers.providers.calls import calls_of, schema_of
 from inturn.workers.providers.draft import Draft
@@ -16,7 +17,6 @@ from inturn.workers.providers.exchange import Progress
 from inturn.workers.providers.parts import checked_parts
 from inturn.workers.providers.question import Question
 
-_OURS = ("model", "messages", "stream")
 _END = "[DONE]"
 _ELSEWHERE = {
     "image": "an image is a part of type image_url",
@@ -61,7 +61,7 @@ class OpenAI:
         await self._endpoint.aclose()
 
     def _payload(self, question: Question, *, is_stream: bool) -> dict[str, Any]:
-        prompt, options = question.prompt, self._endpoint.options(question, _OURS)
+        prompt, options = question.prompt, self._endpoint.options(question, OURS["openai"])
         tools = {"tools": [_tool(spec) for spec in prompt.tools]} if prompt.tools else {}
         # Refused in a call that is no stream; and there are servers that refuse it in every call.
         wanted = options.pop("stream_options", {"include_usage": True})

@@ -1,4 +1,7 @@
-"""What echo can be told, and what is wrong with what it was told.
+"""Options of sessions, turns and batches: what is wrong with them, as far as that is known before a model is asked.
+
+Who asks looks at those that it is given, where it knows the model; who works, at all that come together for a call. What
+OpenAI's and Anthropic's models take, they know themselves: only what inturn says to them is no option. Echo's are these:
 
 ==============  =========================================================================================  ========
 option          what it does                                                                               default
@@ -18,10 +21,23 @@ option          what it does                                                    
 What OpenAI's models are told besides (``IGNORED``) changes nothing, so that files and programs made for them can be tried.
 """
 
+import difflib
+import json
 import math
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from inturn.workers.provider import FailureKind
+import orjson
+
+from inturn.models.content import storable_json
+from inturn.models.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from inturn.provider_settings import ProviderSettings
+    from inturn.workers.provider import FailureKind
+
+OURS = {"openai": ("model", "messages", "stream"), "anthropic": ("model", "messages", "stream", "system")}
+"""What inturn says in each call, by the type of its provider."""
 
 OPTIONS = ("latency", "pace", "fail", "fail_times", "context", "call", "reply")
 
@@ -31,7 +47,7 @@ IGNORED = frozenset({
     "store", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity",
 })  # fmt: skip
 
-FAILURES: dict[str, tuple[FailureKind, int | None, str]] = {
+FAILURES: "dict[str, tuple[FailureKind, int | None, str]]" = {
     "rate_limited": ("safe", 429, "it were busy"),
     "unavailable": ("safe", 503, "it were down"),
     "timeout": ("ambiguous", None, "its deadline had passed"),
@@ -42,13 +58,67 @@ FAILURES: dict[str, tuple[FailureKind, int | None, str]] = {
 """By ``error_type``: the kind, the status, and the rest of a sentence."""
 
 
+def checked_options(
+    options: Mapping[str, Any] | None, models: Iterable[str] = (), known: "Mapping[str, ProviderSettings] | None" = None
+) -> dict[str, Any]:
+    """As they are stored.
+
+    Args:
+        models: who is to be told them.
+        known: the providers by name.
+
+    Raises:
+        InvalidInputError: they are none, or one of these models would refuse them, every time.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise InvalidInputError(f"options are {options!r:.100}: they are a dict, for example {{'temperature': 0.2}}")
+    stored: dict[str, Any] = storable_json(dict(options or {}))
+    try:
+        orjson.loads(json.dumps(stored))  # as the database gets it, and as a worker reads it when it claims
+    except ValueError as error:
+        raise InvalidInputError(f"options hold a number that JSON does not have ({error})") from None
+    for model in models:
+        refuse_options(model, stored, known or {})
+    return stored
+
+
+def refuse_options(model: str, options: Mapping[str, Any], known: "Mapping[str, ProviderSettings]") -> None:
+    """Options that are refused whatever others come along. Raises: InvalidInputError."""
+    provider = known.get(model.partition("/")[0])
+    if provider is None or not options:
+        return
+    fault = fault_of_each(options) if provider.type == "echo" else fault_of_ours(options, OURS.get(provider.type, ()))
+    if fault:
+        raise InvalidInputError(f"{model}: {fault}")
+
+
+def fault_of_ours(options: Mapping[str, Any], ours: tuple[str, ...]) -> str | None:
+    """What of the options is none; None when all are."""
+    taken = [name for name in ours if name in options]
+    return f"{', '.join(taken)} cannot be set as an option" if taken else None
+
+
 def fault_of(options: dict[str, Any], *, has_tools: bool) -> str | None:
-    """What is wrong with the options, as a sentence; None when nothing is."""
+    """What is wrong with all the options of a call to echo, as a sentence; None when nothing is."""
+    if fault := fault_of_each(options):
+        return fault
+    if "fail_times" in options and "fail" not in options:
+        return f"fail_times is {options['fail_times']!r:.80}, but must be a whole number, together with fail"
+    if "call" in options and not has_tools:
+        name = _calls(options["call"])[0]["name"]
+        return f"it is to call {name!r:.80}, but no tools are offered. Give the session tools, or take call away"
+    return None
+
+
+def fault_of_each(options: Mapping[str, Any]) -> str | None:
+    """The same of some of them: what no others that come along can mend."""
     unknown = sorted(options.keys() - set(OPTIONS) - IGNORED)
     if unknown:
+        near = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
         return (
-            f"echo has no option {', '.join(map(repr, unknown))}. It has {', '.join(OPTIONS)}: "
-            "use a model that has it, or a session without it"
+            f"echo has no option {', '.join(map(repr, unknown))}{meant}. It has {', '.join(OPTIONS)}: "
+            "use a model that has it, or leave it out"
         )
     latency = options.get("latency", 0)
     pair = latency if isinstance(latency, list | tuple) else (latency, latency)
@@ -59,7 +129,7 @@ def fault_of(options: dict[str, Any], *, has_tools: bool) -> str | None:
     if str(options.get("fail", "timeout")) not in FAILURES:
         return f"fail is {options['fail']!r:.80}, but must be one of {', '.join(FAILURES)}"
     times = options.get("fail_times", 1)
-    if type(times) is not int or times < 0 or ("fail_times" in options and "fail" not in options):
+    if type(times) is not int or times < 0:
         return f"fail_times is {times!r:.80}, but must be a whole number, together with fail"
     context = options.get("context", 1)
     if type(context) is not int or context < 1:
@@ -67,20 +137,22 @@ def fault_of(options: dict[str, Any], *, has_tools: bool) -> str | None:
     reply = options.get("reply", "text")
     if not isinstance(reply, str) or not reply:
         return "reply must be a text that is not empty"
-    return _fault_of_calls(options["call"], has_tools=has_tools) if "call" in options else None
+    return _fault_of_calls(options["call"]) if "call" in options else None
 
 
-def _fault_of_calls(call: Any, *, has_tools: bool) -> str | None:
-    rounds = call if isinstance(call, list) else [call]
-    calls = [one for now in rounds for one in (now if isinstance(now, list) else [now])]
-    if not calls or not all(map(_is_call, calls)) or [] in rounds:
+def _fault_of_calls(call: Any) -> str | None:
+    calls = _calls(call)
+    if not calls or not all(map(_is_call, calls)) or (isinstance(call, list) and [] in call):
         return (
             f'call is {call!r:.80}, but must be {{"name": ..., "arguments": {{...}}}}, or a list of such '
             "(one for each round of tools, where a list is several at once)"
         )
-    if not has_tools:
-        return f"it is to call {calls[0]['name']!r:.80}, but no tools are offered. Give the session tools, or take call away"
     return None
+
+
+def _calls(call: Any) -> list[Any]:
+    rounds = call if isinstance(call, list) else [call]
+    return [one for now in rounds for one in (now if isinstance(now, list) else [now])]
 
 
 def _is_call(one: Any) -> bool:
