@@ -21,6 +21,7 @@ from inturn.models.store.situation import Code, Reason, Terms
 from inturn.models.tables import LEASES, TURNS, WORKER_PROCESSES
 from tests.integration.stores import WORKER, Store
 
+MINUTE = 60
 SILENT_SECONDS = 15
 SWEEP_SECONDS = 5
 MANY_SESSIONS = 100_000
@@ -120,7 +121,7 @@ def test_a_deadline_is_the_providers_own(store: Store):
     appear(store)
     store.send()
     store.start(session)
-    assert "(in 10 s)" in why(store, deadline_seconds={"echo/echo": 10.4}.__getitem__).sentence
+    assert "(in 10 min)" in why(store, deadline_seconds={"echo/echo": 10 * MINUTE}.__getitem__).sentence
 
 
 def test_a_running_turn_that_is_being_cancelled(store: Store):
@@ -165,11 +166,17 @@ def test_a_retry(store: Store):
     session = store.session()
     appear(store)
     store.send()
-    how: dict[str, Any] = {"delay_seconds": 41, "error_type": "http_503", "error_message": "try\nlater " + "x" * 900}
+    how: dict[str, Any] = {
+        "delay_seconds": 41 * MINUTE,
+        "error_type": "http_503",
+        "error_message": "try\nlater " + "x" * 900,
+    }
     store.settle(store.start(session), TurnState.QUEUED, **how)
     reason = why(store)
     assert reason.code is Code.RETRY
-    assert "(in 41 s): 1 of 5 attempts is used up, the last one failed with http_503: try later xxx" in reason.sentence
+    assert (
+        "(in 41 min): 1 of 5 attempts is used up, the last one failed with http_503: try later xxx" in reason.sentence
+    )
     assert len(reason.sentence) < 700
     assert "\n" not in reason.sentence
     assert reason.besides == ()
@@ -180,7 +187,7 @@ def test_a_turn_that_its_provider_has_no_room_for(store: Store):
     appear(store)
     store.send()
     waits: dict[str, Any] = {
-        "delay_seconds": 41,
+        "delay_seconds": 41 * MINUTE,
         "outcome": None,
         "waits_for": "provider p, which all workers call with 6 calls at once",
     }
@@ -188,7 +195,7 @@ def test_a_turn_that_its_provider_has_no_room_for(store: Store):
     reason = why(store)
     assert reason.code is Code.PROVIDER_LIMIT
     assert "waits for provider p, which all workers call with 6 calls at once: it asks again at" in reason.sentence
-    assert "(in 41 s)" in reason.sentence
+    assert "(in 41 min)" in reason.sentence
     store.change(LEASES, LEASES.c.session_id == session, ready_at=now())
     store.settle(store.start(session), TurnState.QUEUED, delay_seconds=30, error_type="http_503")
     assert why(store).code is Code.RETRY, "what it waited for before is over"
@@ -200,12 +207,14 @@ def test_a_turn_whose_budget_is_used_up(store: Store):
     store.send()
     tokens = Budget("night", "session", daily=True, usd=None, tokens=1000, waits=True)
     used_up = Exceeded(tokens, f"session:{session}", 0.0, 1017, 3600.0)
-    store.settle(store.start(session), TurnState.QUEUED, delay_seconds=41, outcome=None, waits_for=used_up.sentence)
+    store.settle(
+        store.start(session), TurnState.QUEUED, delay_seconds=41 * MINUTE, outcome=None, waits_for=used_up.sentence
+    )
     reason = why(store)
     assert reason.code is Code.BUDGET
     assert re.fullmatch(
         rf"turn {session}\.1 waits, as budget 'night' of 1,000 tokens a day for this session is used up \(1,017 spent\): "
-        r"it asks again at \S+ \(in 41 s\)",
+        r"it asks again at \S+ \(in 41 min\)",
         reason.sentence,
     )
 
