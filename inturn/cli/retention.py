@@ -14,6 +14,7 @@ from inturn.cli.schedule import tell_beat
 from inturn.cli.values import shown_span
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.states import Kept
+from inturn.urls import masked_url
 
 if TYPE_CHECKING:
     from inturn.client import SessionMetadata
@@ -56,7 +57,7 @@ def show(invocation: Invocation, as_json: bool) -> None:
                 it.due,
                 it.next_at,
                 it.cron,
-                it.rule.archive,
+                masked_url(it.rule.archive),
                 what(it.rule.keep),
             )
             for it in rules
@@ -76,7 +77,7 @@ def record(one: "RuleInfo") -> dict[str, Any]:
     """A rule, for programs."""
     cron, timezone = (one.cron.expression, one.cron.timezone) if one.cron else (None, None)
     now = {"sessions": one.sessions, "due": one.due, "cron": cron, "timezone": timezone, "next_at": one.next_at}
-    return asdict(one.rule) | now
+    return asdict(one.rule) | {"archive": masked_url(one.rule.archive)} | now
 
 
 def of_expiry(one: "ExpiryInfo") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import insert
 
-from inturn import Client, InvalidInputError, aio
+from inturn import Client, InvalidInputError, Settings, aio
 from inturn.cleaning import caller
 from inturn.models.clock import now
 from inturn.models.cron import Cron
@@ -50,6 +50,20 @@ def fill(shell: Shell) -> None:
     with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
         store.answer("draft-1", prompt="hello")
         store.change(SESSIONS, SESSIONS.c.id > 0, last_activity_at=now(-2 * 86400))
+
+
+def test_the_password_of_an_archive_is_nowhere_shown(shell: Shell) -> None:
+    Path("inturn.toml").write_text(RULES.replace('"archives"', '"memory://ann:se/cret@bucket/x"'))
+    shell.ok("session", "create", "draft-1")
+    with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
+        store.change(SESSIONS, SESSIONS.c.id > 0, last_activity_at=now(-2 * 86400))
+    shell.ok("cleanup", "--yes")
+    for words in (("retention", "show"), ("retention", "history"), ("config", "show")):
+        for flags in ((), ("--json",)):
+            told = shell.ok(*words, *flags)
+            assert "cret" not in told
+            assert "memory://ann:***@bucket/x" in told
+    assert "cret" not in repr(Settings.load().retention)
 
 
 def test_rules_are_shown_with_what_they_come_to(shell: Shell) -> None:
