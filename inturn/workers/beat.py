@@ -7,6 +7,7 @@ from inturn.models.database import Database
 from inturn.models.states import ProcessKind
 from inturn.models.store import presence
 from inturn.workers.app import broker_url, make_app
+from inturn.workers.home import LOG_SECONDS, OwnLog
 from inturn.workers.live import heard
 from inturn.workers.maintenance import LOOK_SECONDS, Round, Sweep, describe_process
 from inturn.workers.meter import Sources
@@ -51,6 +52,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
             Round("batches", sweep.pause_seconds, sweep.tend_batches),
             Round("schedules", lambda: LOOK_SECONDS, firing.run),
             Round("moments", lambda: LOOK_SECONDS, reminder.run),
+            Round("log", lambda: LOG_SECONDS, OwnLog(settings.home).keep_short),
             *couriers(self.database, settings.webhooks),
         ]
         for member in self._rounds:

@@ -21,6 +21,7 @@ from inturn.workers.children import SETTINGS_REFUSED
 from inturn.workers.context import Configured, Context
 from inturn.workers.costs import Costs
 from inturn.workers.events import Announcer, Bell
+from inturn.workers.home import LOG_SECONDS, OwnLog
 from inturn.workers.ledger import Ledger
 from inturn.workers.limits import Limits
 from inturn.workers.live import heard
@@ -171,6 +172,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             Round("look", lambda: LOOK_SECONDS, sweep.look),
             Round("bell", lambda: 0.0, self._listen),
             Round("batches", sweep.pause_seconds, sweep.tend_batches),
+            Round("log", lambda: LOG_SECONDS, OwnLog(settings.home).keep_short),
             Round("watch", sweep.pause_seconds, Watch(self.database, settings).run),
             *couriers(self.database, settings.webhooks),
         ]
