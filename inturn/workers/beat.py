@@ -7,6 +7,7 @@ from inturn.models.database import Database
 from inturn.models.states import ProcessKind
 from inturn.models.store import presence
 from inturn.workers.app import broker_url, make_app
+from inturn.workers.children import refusals
 from inturn.workers.home import LOG_SECONDS, OwnLog
 from inturn.workers.live import heard
 from inturn.workers.maintenance import LOOK_SECONDS, Round, Sweep, describe_process
@@ -31,7 +32,8 @@ class Timetable(Scheduler):  # type: ignore[misc]
         self.merge_inplace(self.app.conf.beat_schedule)
         settings = self.app.settings
         self.database = Database(settings.effective_database_url)
-        migrations.prepare(self.database)
+        with refusals():
+            migrations.prepare(self.database)
         self.tracer = make_tracer(settings, ProcessKind.BEAT)
         self.process, self.meter = describe_process(ProcessKind.BEAT, [], 0), make_meter(settings)
         hints, self._broker = Hints(make_app(settings, producer=True), SWEEPER_SECONDS), connect(broker_url(settings))
