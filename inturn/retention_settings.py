@@ -58,7 +58,7 @@ class RetentionSettings(BaseModel):
         default="nothing", description="What stays of a session; metadata: all but what was said. Default nothing."
     )
     archive: str = Field(
-        default="", description="Directory or URL that transcripts are written to before. Default none."
+        default="", repr=False, description="Directory or URL that transcripts are written to before. Default none."
     )
     cron: str | None = Field(
         default=None,

@@ -308,6 +308,8 @@ class Settings(BaseSettings):
         values["flower_basic_auth"] = MASK if self.flower_basic_auth else ""
         for provider in values["providers"].values():
             provider["headers"] = dict.fromkeys(provider["headers"], MASK)
+        for rule in values["retention"]:
+            rule["archive"] = masked_url(rule["archive"])
         return values
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:

@@ -1,15 +1,16 @@
 """An archive that is not finished yet, wherever it is to be, and what is said where it cannot be."""
 
 import errno
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import unquote
 
 from inturn.models.errors import ArchiveError
 from inturn.results.places import NO_ROOM
+from inturn.urls import MASK, masked_url
 
-PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
+REASON_LENGTH = 300
 RIGHTS = "give this user the right to write there, or name another directory"
 ADVICE = {
     **{number: f"{advice}, or name another directory" for number, advice in NO_ROOM.items()},
@@ -19,6 +20,14 @@ ADVICE = {
     errno.ENAMETOOLONG: "give the rule a shorter name",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), RIGHTS),
 }
+STORE_ADVICE = {
+    FileNotFoundError: "make the bucket or directory, or name another place",
+    PermissionError: "see that its keys are right, and may list, read, write and delete there, or name another place",
+    Exception: (
+        "see that it answers, and that beat and workers have the keys to it (`inturn doctor` tries), or name another place"
+    ),
+}
+"""By what is raised: most of them set no errno."""
 
 
 class Draft(ABC):
@@ -52,7 +61,16 @@ class Draft(ABC):
 
 def shown(target: object) -> str:
     """A directory or URL as it may be told."""
-    return PASSWORD.sub(r"\1:***@", str(target))
+    return masked_url(str(target))
+
+
+def reason_of(error: BaseException, target: object) -> str:
+    """What went wrong, on a line, and without the password of the target: stores quote what they were given."""
+    said = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    secret = str(target).partition("://")[2].rpartition("@")[0].partition(":")[2]
+    for part in filter(None, (secret, unquote(secret), *secret.split("/"))):
+        said = said.replace(part, MASK)
+    return said[:REASON_LENGTH]
 
 
 def there_already(target: object, name: str) -> ArchiveError:
@@ -71,8 +89,10 @@ def refusals(target: object) -> Iterator[None]:
     except ArchiveError:
         raise
     except Exception as error:  # each of fsspec's stores has errors of its own
-        number = getattr(error, "errno", None)
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ArchiveError(
-            shown(target), reason, ADVICE.get(number or 0, "see to it, or name another place")
-        ) from error
+        raise ArchiveError(shown(target), reason_of(error, target), _advice(error, target)) from error
+
+
+def _advice(error: Exception, target: object) -> str:
+    if "://" in str(target):
+        return next(advice for kind, advice in STORE_ADVICE.items() if isinstance(error, kind))
+    return ADVICE.get(getattr(error, "errno", None) or 0, "see to it, or name another place")

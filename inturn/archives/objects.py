@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from inturn.archives.directory import PARTIAL
-from inturn.archives.drafts import Draft, refusals, shown, there_already
+from inturn.archives.drafts import Draft, reason_of, refusals, shown, there_already
 from inturn.models.errors import ArchiveError
 
 logger = logging.getLogger(__name__)
@@ -68,18 +68,22 @@ class ObjectDraft(Draft):
     def finish(self) -> None:
         self._upload(self._whole, self._path)
         for part in self._parts:
-            remove(self._store, part)
+            remove(self._store, part, self._target)
 
     def _upload(self, file: BinaryIO, path: str) -> None:
-        """Raises: ArchiveError: it is not there afterwards."""
-        with refusals(self._target):
-            file.flush()
-            size = os.fstat(file.fileno()).st_size
-            self._store.put_file(file.name, path)
-            there = self._store.size(path)
-        if there != size:
-            reason = f"{path} has {there} bytes there, of {size} that were sent"
-            raise ArchiveError(shown(self._target), reason, "see to the store, and try again")
+        """Raises: ArchiveError: it is not there afterwards, and neither is what an upload that was cut off may leave."""
+        try:
+            with refusals(self._target):
+                file.flush()
+                size = os.fstat(file.fileno()).st_size
+                self._store.put_file(file.name, path)
+                there = self._store.size(path)
+            if there != size:
+                reason = f"{path.rpartition('/')[2]} has {there} bytes there, of {size} that were sent"
+                raise ArchiveError(shown(self._target), reason, "see to the store, and try again")
+        except ArchiveError:
+            remove(self._store, path, self._target)
+            raise
 
     def close(self) -> None:
         with self._room, self._part, self._whole:
@@ -105,18 +109,27 @@ def store_of(target: str) -> tuple[Any, str]:
     return store, root
 
 
+def parts_of(store: Any, path: str) -> list[str]:
+    """What to read for a path, in order: of a run that was broken off, what it is booked with begins the names of parts."""
+    found = store.glob(f"{path}-*") if path.endswith(PARTIAL) else []
+    return sorted(found, key=lambda part: (len(part), part)) or [path]
+
+
 def probe(target: str) -> None:
     """Write a small object, and remove it. Raises: ArchiveError: it cannot be written."""
     store, root = store_of(target)
     path = f"{root.rstrip('/')}/{PROBE}"
     with refusals(target):
         store.pipe_file(path, b"inturn asks whether it may write here\n")
-    remove(store, path)
+    remove(store, path, target)
 
 
-def remove(store: Any, path: str) -> None:
+def remove(store: Any, path: str, target: str) -> None:
     """Take away what is not needed any more; a store where nothing may be removed keeps it."""
     try:
         store.rm_file(path)
+    except FileNotFoundError:
+        pass
     except Exception as error:  # noqa: BLE001 - whatever the store says, what matters is there
-        logger.warning("action=archive_object_left path=%s reason=%r", path, error)
+        name, reason = path.rpartition("/")[2], reason_of(error, target)
+        logger.warning("action=archive_object_left place=%s name=%s reason=%s", shown(target), name, reason)

@@ -1,12 +1,13 @@
 """Reading an archive: its transcripts one by one, each of them checked, with a place for whatever is wrong."""
 
 import gzip
+import shutil
 import zlib
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from tempfile import SpooledTemporaryFile, TemporaryFile
 from typing import IO
 
 import orjson
@@ -14,8 +15,8 @@ import orjson
 from inturn import transcripts
 from inturn.archives import members
 from inturn.archives.directory import PARTIAL
-from inturn.archives.drafts import shown
-from inturn.archives.objects import store_of
+from inturn.archives.drafts import reason_of, shown
+from inturn.archives.objects import parts_of, store_of
 from inturn.archives.writing import directory_of
 from inturn.models.errors import ArchiveError, InvalidInputError
 from inturn.models.store.transcripts import Transcript
@@ -58,15 +59,21 @@ def opened(source: Path | str | IO[bytes]) -> "Iterator[ArchiveFile]":
 
 
 def _fetched(url: str) -> IO[bytes]:
-    try:
-        store, path = store_of(url)
-        with store.open(path, "rb") as file:
-            return transcripts.copied(file)
-    except ArchiveError as error:
-        raise InvalidInputError(f"{error.target} cannot be read: {error.__cause__}") from error
-    except Exception as error:  # each of fsspec's stores has errors of its own
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise InvalidInputError(f"{shown(url)} cannot be read: {reason}") from error
+    with ExitStack() as stack:
+        copy = stack.enter_context(TemporaryFile())
+        try:
+            store, path = store_of(url)
+            for part in parts_of(store, path):
+                with store.open(part, "rb") as file:
+                    shutil.copyfileobj(file, copy)
+        except ArchiveError as error:
+            reason = reason_of(error.__cause__ or error, url)
+            raise InvalidInputError(f"{error.target} cannot be read: {reason}") from error
+        except Exception as error:  # each of fsspec's stores has errors of its own
+            reason = f"{type(error).__name__}: {reason_of(error, url)}"
+            raise InvalidInputError(f"{shown(url)} cannot be read: {reason}") from error
+        stack.pop_all()
+    return copy
 
 
 class ArchiveFile:

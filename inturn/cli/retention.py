@@ -16,6 +16,7 @@ from inturn.cli.values import shown_span
 from inturn.fingerprints import others
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.states import Kept
+from inturn.urls import masked_url
 
 if TYPE_CHECKING:
     from inturn.client import Client, SessionMetadata
@@ -58,7 +59,7 @@ def show(invocation: Invocation, as_json: bool) -> None:
                 it.due,
                 it.next_at,
                 it.cron,
-                it.rule.archive,
+                masked_url(it.rule.archive),
                 what(it.rule.keep),
             )
             for it in rules
@@ -86,7 +87,7 @@ def record(one: "RuleInfo") -> dict[str, Any]:
     """A rule, for programs."""
     cron, timezone = (one.cron.expression, one.cron.timezone) if one.cron else (None, None)
     now = {"sessions": one.sessions, "due": one.due, "cron": cron, "timezone": timezone, "next_at": one.next_at}
-    return asdict(one.rule) | now
+    return asdict(one.rule) | {"archive": masked_url(one.rule.archive)} | now
 
 
 def of_expiry(one: "ExpiryInfo") -> dict[str, Any]:

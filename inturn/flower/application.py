@@ -15,7 +15,7 @@ from flower.app import Flower
 from flower.inspector import Inspector
 from flower.options import default_options
 from flower.urls import settings as flowers_settings
-from tornado.ioloop import IOLoop
+from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.routing import URLSpec
 from tornado.template import Loader, Template
 from tornado.web import Application
@@ -29,6 +29,7 @@ from inturn.models.errors import SettingsError
 from inturn.settings import Settings
 from inturn.urls import masked_url
 from inturn.workers.app import InturnApp, broker_url, make_app
+from inturn.workers.home import LOG_SECONDS, OwnLog
 
 HERE = Path(__file__).parent
 READERS = 4
@@ -177,6 +178,7 @@ class Stopping:
         self.application = InturnFlower(client, control=control, show_content=show_content)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.application.stop)
+        PeriodicCallback(OwnLog(client.settings.home).keep_short, LOG_SECONDS * 1000).start()
 
     def close(self) -> None:
         self.application.readers.shutdown(wait=False, cancel_futures=True)

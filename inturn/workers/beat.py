@@ -7,6 +7,8 @@ from inturn.models.database import Database
 from inturn.models.states import ProcessKind
 from inturn.models.store import presence
 from inturn.workers.app import broker_url, make_app
+from inturn.workers.children import refusals
+from inturn.workers.home import LOG_SECONDS, OwnLog
 from inturn.workers.live import heard
 from inturn.workers.maintenance import LOOK_SECONDS, Round, Sweep, describe_process
 from inturn.workers.meter import Sources
@@ -30,7 +32,8 @@ class Timetable(Scheduler):  # type: ignore[misc]
         self.merge_inplace(self.app.conf.beat_schedule)
         settings = self.app.settings
         self.database = Database(settings.effective_database_url)
-        migrations.prepare(self.database)
+        with refusals():
+            migrations.prepare(self.database)
         self.tracer = make_tracer(settings, ProcessKind.BEAT)
         self.process, self.meter = describe_process(settings, ProcessKind.BEAT, [], 0), make_meter(settings)
         hints, self._broker = Hints(make_app(settings, producer=True), SWEEPER_SECONDS), connect(broker_url(settings))
@@ -51,6 +54,7 @@ class Timetable(Scheduler):  # type: ignore[misc]
             Round("batches", sweep.pause_seconds, sweep.tend_batches),
             Round("schedules", lambda: LOOK_SECONDS, firing.run),
             Round("moments", lambda: LOOK_SECONDS, reminder.run),
+            Round("log", lambda: LOG_SECONDS, OwnLog(settings.home).keep_short),
             *couriers(self.database, settings.webhooks),
         ]
         for member in self._rounds:

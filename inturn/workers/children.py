@@ -1,18 +1,21 @@
 """A child of the supervisor: started, watched, started again when it dies, stopped."""
 
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from inturn.models.errors import InturnError
+from inturn.models.errors import InturnError, SettingsError
 from inturn.workers.home import last_lines, open_log
 from inturn.workers.processes import ProcessIdentity
+
+logger = logging.getLogger(__name__)
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
@@ -26,6 +29,16 @@ _CELERYS = re.compile(r"^\[[^\]]*\] ")
 """What Celery writes before each line of a log: when, how grave, and in which process."""
 
 Launch = Callable[[], subprocess.Popen[bytes]]
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What keeps a worker or beat from starting is a sentence, and its end. Raises: SystemExit."""
+    try:
+        yield
+    except InturnError as error:
+        logger.critical("%s", error)
+        raise SystemExit(SETTINGS_REFUSED if isinstance(error, SettingsError) else 1) from error
 
 
 class Child:

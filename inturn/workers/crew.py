@@ -3,8 +3,7 @@
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from celery import bootsteps
@@ -12,15 +11,16 @@ from celery.worker.components import Pool
 
 from inturn.models import migrations
 from inturn.models.database import Database, has_wal_reset_bug
-from inturn.models.errors import InturnError, SettingsError
+from inturn.models.errors import InturnError
 from inturn.models.states import Lane, ProcessKind, TurnState
 from inturn.models.store import presence, working
 from inturn.models.store.working import Settlement, Started
 from inturn.workers.app import InturnApp, broker_url, make_app
-from inturn.workers.children import SETTINGS_REFUSED
+from inturn.workers.children import refusals
 from inturn.workers.context import Configured, Context
 from inturn.workers.costs import Costs
 from inturn.workers.events import Announcer, Bell
+from inturn.workers.home import LOG_SECONDS, OwnLog
 from inturn.workers.ledger import Ledger
 from inturn.workers.limits import Limits
 from inturn.workers.live import heard
@@ -61,16 +61,6 @@ def on_duty() -> "Crew":
     if not _on_duty:
         raise RuntimeError("no crew is on duty in this process: tasks of inturn run in a worker (`inturn worker`)")
     return _on_duty[-1]
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """What keeps a worker from starting is a sentence, and its end. Raises: SystemExit."""
-    try:
-        yield
-    except InturnError as error:
-        logger.critical("%s", error)
-        raise SystemExit(SETTINGS_REFUSED if isinstance(error, SettingsError) else 1) from error
 
 
 class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -171,6 +161,7 @@ class Crew(bootsteps.StartStopStep):  # type: ignore[misc]
             Round("look", lambda: LOOK_SECONDS, sweep.look),
             Round("bell", lambda: 0.0, self._listen),
             Round("batches", sweep.pause_seconds, sweep.tend_batches),
+            Round("log", lambda: LOG_SECONDS, OwnLog(settings.home).keep_short),
             Round("watch", sweep.pause_seconds, Watch(self.database, settings).run),
             *couriers(self.database, settings.webhooks),
         ]

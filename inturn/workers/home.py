@@ -4,7 +4,7 @@
 <home>/            0700, when inturn creates it
   inturn.db        the embedded database
   broker.sock      the embedded broker listens here     broker/   its append-only file
-  up.json          who runs here: see stack.py          log/      what each process said
+  up.json          who runs here: see stack.py          log/      what each process said: NAME.log, and NAME.log.1 before
   up.lock          held by the one supervisor           users.lock  shared by those who need a linked stack
   starting.lock    held by the user who starts a linked stack
 ```
@@ -27,7 +27,10 @@ from typing import Self
 from inturn.models.errors import StorageError
 
 ROTATE_BYTES = 10 * 1024 * 1024
+LOG_SECONDS = 5.0
+"""Between two looks at how long a log is."""
 TAIL_BYTES = 8192
+STDOUT, STDERR = 1, 2
 
 HINTS = {
     errno.ENOSPC: "the disk is full: free some space, or set INTURN_HOME to a directory on another one",
@@ -71,6 +74,17 @@ def log_file(home: Path, name: str) -> Path:
     return home / "log" / f"{name}.log"
 
 
+def put_aside(log: Path) -> None:
+    """Keep a log that has grown too long as ``.1``, in the place of the one before. Whoever has it open goes on in that.
+
+    Raises:
+        OSError: It stays where it is.
+    """
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > ROTATE_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
+
+
 def open_log(path: Path) -> int:
     """A descriptor that appends to the log, 0600; one that has grown too long is put aside first.
 
@@ -79,10 +93,36 @@ def open_log(path: Path) -> int:
     """
     private_directory(path.parent)
     with storage_refusals(path):
-        with suppress(FileNotFoundError):
-            if path.stat().st_size > ROTATE_BYTES:
-                path.replace(path.with_name(f"{path.name}.1"))
+        put_aside(path)
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+class OwnLog:
+    """The log of the home that this process writes to, if it writes to one: whoever started it has opened that."""
+
+    def __init__(self, home: Path) -> None:
+        logs = home.joinpath("log").glob("*.log")
+        self._path = next((path for path in logs if _is_written_to(path, STDERR)), None)
+
+    def keep_short(self) -> None:
+        """Go on in a new one, once it has grown too long. No line is lost: the files change places in one step, and so do
+        the descriptors. To copy it and cut it off would lose what is written in between.
+        """
+        if self._path is None or os.fstat(STDERR).st_size <= ROTATE_BYTES:
+            return
+        with suppress(StorageError, OSError):  # then it grows on, until there is room
+            ours = [number for number in (STDOUT, STDERR) if os.path.sameopenfile(number, STDERR)]
+            new = open_log(self._path)
+            for number in ours:
+                os.dup2(new, number)
+            os.close(new)
+
+
+def _is_written_to(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def last_lines(log: Path, count: int, *, after: int = 0) -> list[str]:

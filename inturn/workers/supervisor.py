@@ -20,7 +20,15 @@ from inturn.models.errors import AlreadyRunningError, InturnError, SettingsError
 from inturn.settings import Settings
 from inturn.workers import embedded
 from inturn.workers.children import Child, launch_program, stop_children, stop_orphans
-from inturn.workers.home import FileLock, lock_holders, log_file, private_directory, storage_refusals
+from inturn.workers.home import (
+    FileLock,
+    OwnLog,
+    lock_holders,
+    log_file,
+    private_directory,
+    put_aside,
+    storage_refusals,
+)
 from inturn.workers.processes import ProcessIdentity
 from inturn.workers.stack import (
     BROKER,
@@ -79,6 +87,7 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._home = settings.home
+        self._log = OwnLog(settings.home)
         self._prepare = prepare
         self._worker_is_ready = is_ready
         self._tell = report
@@ -202,7 +211,10 @@ class Supervisor:
 
     def _watch(self, users: FileLock) -> None:
         while not self._interrupts and not self._is_unused(users):
-            self._end_silent_broker()
+            if time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + LOOK_SECONDS
+                self._end_silent_broker()
+                self._keep_logs_short()
             self._heed_refusals()
             changes = [child.tend() for child in (*self._broker, *self._crew)]
             if any(changes):
@@ -226,9 +238,6 @@ class Supervisor:
 
     def _end_silent_broker(self) -> None:
         """Kill a broker that runs and has not answered for long: it is then started again as any that has died."""
-        if time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + LOOK_SECONDS
         for child in self._broker:
             self._missed_looks = self._missed_looks + 1 if child.is_running() and self._broker_is_silent() else 0
             if self._missed_looks >= MISSED_LOOKS and child.identity:
@@ -238,6 +247,13 @@ class Supervisor:
                     "killing it. It holds only hints, and the sweep sends them again"
                 )
                 child.signal(signal.SIGKILL)
+
+    def _keep_logs_short(self) -> None:
+        """Our own, and the broker's, which opens it anew for each line. Workers, beat and Flower see to theirs."""
+        self._log.keep_short()
+        if self._broker:
+            with suppress(OSError):
+                put_aside(log_file(self._home, BROKER))
 
     def _broker_is_silent(self) -> bool:
         with suppress(InturnError):  # its socket's place became somebody else's, which is no reason to stop

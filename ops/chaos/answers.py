@@ -18,6 +18,8 @@ def doubled(books: Entries) -> Iterator[str]:
     """2. One reply per completed turn and none for others, and it answers that turn's prompt."""
     yield from books.missing_guards
     for turn, row in books.turns.items():
+        if books.is_stripped(turn):
+            continue
         prompts, replies = books.said(turn, "user"), books.said(turn, "assistant")
         wanted = int(row.state == TurnState.COMPLETED)
         if len(prompts) != 1 or len(replies) != wanted:
@@ -77,7 +79,7 @@ def misinformed(books: Entries) -> Iterator[str]:
     asked of tools in this one together with what they said.
     """
     for (session, number), calls in books.calls_of().items():
-        if session in books.gone:
+        if session in books.gone or books.stripped_to.get(session):  # of the latter, see ``strippings``
             continue
         earlier = (each for each in range(number - 1, 0, -1) if is_completed(books, session, each))
         window = [each for each, _ in zip(earlier, range(books.caps.context_turns), strict=False)]

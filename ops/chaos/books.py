@@ -14,6 +14,7 @@ from ops.chaos.entries import Entries
 from ops.chaos.fates import contradicted, lost, merged, revoked, unfounded, unjustified
 from ops.chaos.removals import interrupted, misbooked, removed, unarchived, unruly, unwelcome
 from ops.chaos.spending import overlapping, stale, uncounted
+from ops.chaos.strippings import diminished, stripped, unstripped
 from ops.chaos.traces import search, undeleted
 
 CHECKS: tuple[Callable[[Entries], Iterator[str]], ...] = (
@@ -21,6 +22,7 @@ CHECKS: tuple[Callable[[Entries], Iterator[str]], ...] = (
     *(doubled, disordered, early, misinformed),
     *(uncounted, overlapping, stale),
     *(undeleted, removed, interrupted, unruly, misbooked, unarchived, unwelcome),
+    *(stripped, unstripped, diminished),
     *(left, slow, unhealthy),
 )
 

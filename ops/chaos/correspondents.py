@@ -18,7 +18,7 @@ from inturn import (
 from ops.chaos.promises import Accepted, Deleted, Log, Population, Refused
 
 RETRY_SECONDS = 0.1
-MARKED = (Population.DOOMED, Population.ERASED, Population.EXPIRING)
+MARKED = (Population.DOOMED, Population.ERASED, Population.EXPIRING, Population.STRIPPED)
 """Whose prompts have a word in them that must be nowhere afterwards."""
 RESENDS = 0.05
 """The share of prompts that are sent a second time under the same idempotency key."""
@@ -85,12 +85,14 @@ class Correspondent:
         Returns: the turn, or None where nothing was promised: the session is busy, or gone.
         """
         life = self.life  # another thread may bury it and make a new one meanwhile
+        plain = prompt
         if self.population in MARKED:
             prompt = f"{prompt} {life.canary}"
+        key = plain if self.population is Population.STRIPPED else prompt  # where what was said goes, keys stay
         while True:
             before, moment = time.monotonic(), time.time()
             try:
-                turn = life.session.send(prompt, idempotency_key=prompt, **how)
+                turn = life.session.send(prompt, idempotency_key=key, **how)
             except StorageError as error:
                 self.log.refused.append(Refused(prompt, time.monotonic() - before, time.time(), str(error)))
                 time.sleep(RETRY_SECONDS)
@@ -99,7 +101,7 @@ class Correspondent:
                 return None
             self._note(turn, prompt, moment, time.monotonic() - before, how)
             if dice.random() < RESENDS:
-                self._resend(life.session, turn, prompt, how)
+                self._resend(life.session, turn, prompt, how | {"idempotency_key": key})
             return turn
 
     def _note(self, turn: Turn, prompt: str, moment: float, seconds: float, how: dict[str, Any]) -> None:
@@ -120,7 +122,7 @@ class Correspondent:
     def _resend(self, session: Session, turn: Turn, prompt: str, how: dict[str, Any]) -> None:
         """The same again is the same turn, whatever became of it."""
         try:
-            again = session.send(prompt, idempotency_key=prompt, **how)
+            again = session.send(prompt, **how)
         except (StorageError, SessionNotFoundError):
             return
         except (SessionBusyError, IdempotencyConflictError) as error:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from sqlalchemy import Table, select
 
 from inturn.models.database import Database
+from inturn.models.states import Kept
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVAL_RUNS, REMOVALS, SESSIONS, TURNS
 from inturn.settings import Settings
 from ops.chaos.archives import Archive, archives_in
@@ -33,7 +34,9 @@ class Entries:
 
     Attributes:
         tries: the recorded attempts of each turn, in order.
-        receipts: of all sessions that were removed; ``removals`` are those of the run's, ``guest_removals`` of its guests'.
+        receipts: of all sessions that were removed; ``removals`` are those of the run's, ``guest_removals`` of its guests',
+            and ``strippings`` of those of the run's that lost only what was said.
+        stripped_to: the last turn of each session of which what was said is gone; 0: none.
         runs: of cleanups and erasures, by their numbers.
         guests: how many turns sessions have that were imported out of archives, by ID.
         found_wrong: what the database says of itself, as sentences.
@@ -52,6 +55,8 @@ class Entries:
     receipts: list[Any] = field(default_factory=list)
     removals: list[Any] = field(default_factory=list)
     guest_removals: list[Any] = field(default_factory=list)
+    strippings: list[Any] = field(default_factory=list)
+    stripped_to: dict[int, int] = field(default_factory=dict)
     runs: dict[int, Any] = field(default_factory=dict)
     guests: dict[str, int] = field(default_factory=dict)
     archives: list[Archive] = field(default_factory=list)
@@ -63,6 +68,7 @@ class Entries:
         """Take down what the database holds of this run's sessions."""
         prefix = self.log.run
         self.sessions = [row for row in all_rows(database, SESSIONS) if row.key.startswith(prefix)]
+        self.stripped_to = {row.id: row.content_removed_to for row in self.sessions}
         self.read_removals(database)
         strangers = {row.id: row.key for row in all_rows(database, SESSIONS) if not row.key.startswith(prefix)}
         self.guests = {key: 0 for key in strangers.values() if key.startswith(f"back-{prefix}")}
@@ -84,7 +90,9 @@ class Entries:
     def read_removals(self, database: Database) -> None:
         """What was removed, by whom, and what was archived of it."""
         self.receipts = all_rows(database, REMOVALS, "id")
-        self.removals = [row for row in self.receipts if row.session_key.startswith(self.log.run)]
+        mine = [row for row in self.receipts if row.session_key.startswith(self.log.run)]
+        self.removals = [row for row in mine if row.kept == Kept.NOTHING]
+        self.strippings = [row for row in mine if row.kept == Kept.METADATA]
         self.guest_removals = [row for row in self.receipts if row.session_key.startswith(f"back-{self.log.run}")]
         self.runs = {row.id: row for row in all_rows(database, REMOVAL_RUNS)}
         for rule in self.caps.retention:
@@ -105,6 +113,10 @@ class Entries:
         """The accepted prompts whose sessions are still there."""
         gone = self.gone
         return (one for one in self.log.accepted if one.session not in gone)
+
+    def is_stripped(self, turn: TurnId) -> bool:
+        """Whether what was said in a turn is gone, as its session says."""
+        return turn[1] <= self.stripped_to.get(turn[0], 0)
 
     def sent_to(self, session: int) -> list[Accepted]:
         return [one for one in self.log.accepted if one.session == session]

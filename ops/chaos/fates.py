@@ -30,7 +30,7 @@ def lost(books: Entries) -> Iterator[str]:
 
 def is_as_sent(books: Entries, one: Accepted) -> bool:
     prompts = books.said(one.turn, "user")
-    return prompts == [one.prompt] or (
+    return prompts == ([] if books.is_stripped(one.turn) else [one.prompt]) or (
         one.when_busy == "coalesce" and len(prompts) == 1 and prompts[0].endswith(one.prompt)
     )
 

@@ -24,7 +24,7 @@ def figures(books: Books, faults: Sequence[Fault], log: Log) -> dict[str, Any]:
         "accepted": len(log.accepted),
         "refused": len(log.refused),
         "deleted": len(log.deleted),
-        "removed": dict(Counter(row.rule for row in books.removals)),
+        "removed": dict(Counter(row.rule for row in (*books.removals, *books.strippings))),
         "by_beat": sum(run.sessions for run in books.runs.values() if run.asked_by == BEAT),
         "archives": dict(
             Counter("partial" if archive.path.suffix == PARTIAL else "whole" for archive in books.archives)

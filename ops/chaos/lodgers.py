@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 LODGE_SECONDS, CLEANUP_SECONDS, ERASE_SECONDS = (0.1, 0.5), (0.5, 3.0), (0.5, 2.0)
 HOLD_SECONDS, HELD_SECONDS, RETURN_SECONDS = (0.1, 1.0), (1.0, 4.0), (1.0, 3.0)
-AT_ONCE = 4
+AT_ONCE = 5
 """Sessions that are sent to one after the other."""
 
 
@@ -49,16 +49,16 @@ class Lodgers:
         self._archives = [Path(rule.archive) for rule in rules if rule.archive]
         self._lodgers, self._tenants = list[Correspondent](), list[Correspondent]()
         for group in groups_of({rule.name for rule in rules}):
-            kind = Population.FILED if group.is_archived else Population.EXPIRING
-            mine = [self._guest(f"{group.name}-{number}", kind, group.how) for number in range(group.size)]
+            names = [f"{group.name}-{number}" for number in range(group.size)]
+            mine = [self._guest(name, group.population, group.how) for name in names]
             (self._tenants if group.is_kept else self._lodgers).extend(mine)
-            self._tenants.append(self._held(group.name, group.how))
+            if mine:
+                self._tenants.append(self._held(group.name, group.how))
         if self._erased:
             self._tenants.append(self._held("erased", {"labels": {"owner": run}}))
 
     def _guest(self, name: str, population: Population, how: dict[str, Any]) -> Correspondent:
-        kept = Population.KEPT if name.startswith("kept-") else population
-        return Correspondent(self._client, self._log, f"{self._run}-{name}", kept, **how)
+        return Correspondent(self._client, self._log, f"{self._run}-{name}", population, **how)
 
     def _held(self, name: str, how: dict[str, Any]) -> Correspondent:
         """It is held before anybody comes for it."""

@@ -13,6 +13,8 @@ product knows no switch for it.
 ``order``    a rule removes what an earlier one covers
 ``receipt``  what a cleanup removes it does not book
 ``archive``  of what it archives in one transaction, it leaves out a session
+``words``    where only what was said is to go, it leaves the messages
+``figures``  and takes the figures of turns with it
 ===========  =====================================================================================================
 """
 
@@ -23,14 +25,14 @@ from types import ModuleType
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, delete, insert, select, text, update
+from sqlalchemy import Connection, and_, delete, false, insert, null, select, text, update
 
 from inturn.archives.writing import Archive
 from inturn.cli import main
 from inturn.models.clock import now
 from inturn.models.database import Database
 from inturn.models.states import SessionState
-from inturn.models.store import receipts, retention, rules
+from inturn.models.store import receipts, retention, rules, stripping
 from inturn.models.store.dialects import postgresql, sqlite
 from inturn.models.store.selecting import has_work
 from inturn.models.tables import ATTEMPTS, LEASES, MESSAGES, REMOVALS, SESSIONS, TURNS
@@ -157,8 +159,23 @@ def archive() -> None:
     put(Archive, "keep", lambda self, db, sessions: keep(self, db, list(sessions)[1:]))
 
 
+def words() -> None:
+    put(stripping, "delete", lambda table: delete(table).where(false()))
+
+
+def figures() -> None:
+    strip_turns = stripping._strip_turns
+
+    def strip_all(db: Connection, which: Any) -> None:
+        strip_turns(db, which)
+        db.execute(update(TURNS).where(which).values(input_tokens=null(), output_tokens=null()))
+
+    put(stripping, "_strip_turns", strip_all)
+
+
 FAULTS: dict[str, Callable[[], None]] = {
-    plant.__name__: plant for plant in (fence, unique, recheck, precount, hold, work, order, receipt, archive)
+    plant.__name__: plant
+    for plant in (fence, unique, recheck, precount, hold, work, order, receipt, archive, words, figures)
 }
 
 if __name__ == "__main__":

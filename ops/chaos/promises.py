@@ -21,6 +21,8 @@ class Population(StrEnum):
     """A rule of retention removes it whenever it may."""
     FILED = "filed"
     """Like an expiring one, and is archived before."""
+    STRIPPED = "stripped"
+    """A rule of retention removes what was said in it whenever it may, and nothing else."""
     HELD = "held"
     """Like an expiring one, and exempted from that: every prompt must be answered."""
     KEPT = "kept"

@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from inturn.models.states import Kept
+from inturn.workers.maintenance import BEAT
 from ops.chaos.answers import CLOCK_SECONDS
 from ops.chaos.archives import Copy
 from ops.chaos.entries import Entries
@@ -12,12 +14,17 @@ from ops.chaos.model import Call
 from ops.chaos.promises import Deleted, Population
 from ops.chaos.rules import ERASURE, Group, group_of
 from ops.chaos.spending import excusing, surely_until
+from ops.chaos.strippings import strippings
 
 Window = tuple[float, float]
 """From and until when, in Unix time."""
 ERASED = (Population.DOOMED, Population.ERASED)
 """Whom users take away."""
-TENANTS = {Population.HELD: "held", Population.KEPT: "to be kept for ever"}
+TENANTS = {
+    Population.HELD: "held",
+    Population.KEPT: "to be kept for ever",
+    Population.STRIPPED: "to lose only what was said",
+}
 """Whom no rule may take away, and why not."""
 
 
@@ -60,10 +67,11 @@ def interrupted(books: Entries) -> Iterator[str]:
     """
     calls_of, excuses = books.calls_of(), excusing(books)
     ends = {gone.session: end_of(books, gone) for gone in books.log.deleted if gone.expired}
+    stripped = strippings(books)
     for one in books.log.accepted:
-        if one.session not in ends:
+        moment = ends.get(one.session) or stripped.get(one.turn)
+        if moment is None:
             continue
-        moment = ends[one.session]
         if any(
             fault.began <= moment and one.at - one.seconds <= fault.ended + books.repair_seconds for fault in excuses
         ):
@@ -90,13 +98,17 @@ def end_of(books: Entries, gone: Deleted) -> float:
 def unruly(books: Entries) -> Iterator[str]:
     """12. The rule that a receipt names is the one that covers the session, which was beyond its limits, and not held."""
     active = activity(books)
-    for row in books.removals:
+    for row in [*books.removals, *books.strippings]:
         key, group = row.session_key, group_of(books.log.run, row.session_key)
         if row.rule == ERASURE:
             if not key.startswith(tuple(f"{books.log.run}-{population}-" for population in ERASED)):
                 yield f"session {key} was erased, and nobody wanted that"
         elif group is None or group.name != row.rule or group.is_kept:
             yield f"session {key} was removed by the rule {row.rule!r}, which is not for it"
+        elif group.is_stripped != (row.kept == Kept.METADATA):
+            yield f"of session {key} {row.kept} was kept by the rule {row.rule!r}"
+        elif group.is_timed and row.run_id in books.runs and books.runs[row.run_id].asked_by == BEAT:
+            yield f"session {key} was removed by the rule {row.rule!r} at no moment of its own"
         elif early := too_early(books, group, row, active):
             yield f"session {key} was removed by the rule {row.rule!r}, {early}"
         if any(hold.key == key and hold.began < row.removed_at.timestamp() < hold.ended for hold in books.log.holds):

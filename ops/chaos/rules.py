@@ -6,6 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from inturn.models.states import Kept
+from ops.chaos.promises import Population
+
 DAY_SECONDS = 86400.0
 SOON_SECONDS, OLD_SECONDS = 1.0, 3.0
 """Retention's shortest time is a second: some sessions are removed between two prompts."""
@@ -22,7 +25,7 @@ class Group:
         name: the rule's, too.
         says: the rule, as in ``inturn.toml``; empty: the sessions' own times are one.
         how: they are made.
-        size: how many there are, beside one that is held.
+        size: how many there are, beside one that is held; 0: the rule is for none, and takes nothing.
         idle_seconds, age_seconds, most: when the rule comes for them: idle, made so long ago, more than so many.
     """
 
@@ -42,19 +45,42 @@ class Group:
     def is_archived(self) -> bool:
         return "archive" in self.says
 
+    @property
+    def is_stripped(self) -> bool:
+        """Whether only what was said goes."""
+        return self.says.get("keep") == Kept.METADATA
 
-def idle(name: str, says: dict[str, Any], **how: Any) -> Group:
-    return Group(name, says | {"idle_days": SOON_SECONDS / DAY_SECONDS}, how, idle_seconds=SOON_SECONDS)
+    @property
+    def is_timed(self) -> bool:
+        """Whether beat carries the rule out at moments of its own, none of which is in a run."""
+        return "cron" in self.says
+
+    @property
+    def population(self) -> Population:
+        if self.is_kept:
+            return Population.KEPT
+        if self.is_stripped:
+            return Population.STRIPPED
+        return Population.FILED if self.is_archived else Population.EXPIRING
+
+
+def idle(name: str, says: dict[str, Any], size: int = 2, **how: Any) -> Group:
+    return Group(name, says | {"idle_days": SOON_SECONDS / DAY_SECONDS}, how, size, idle_seconds=SOON_SECONDS)
 
 
 GROUPS = (
     Group(OWN, how={"retention": timedelta(seconds=SOON_SECONDS)}, size=3, idle_seconds=SOON_SECONDS),
     # By its label it would be for another rule as well, which comes later.
     Group("kept", {"match": "*-kept-*", "forever": True}, how={"labels": FILED}),
+    # By its label it would be for another one, too, while it waits for its moment.
+    idle("yearly", {"match": "*-yearly-*", "cron": "0 0 29 2 *"}, size=1, labels=FILED),
     Group("few", {"match": "*-few-*", "more_than": MOST}, size=4, most=MOST),
     Group("aged", {"match": "*-aged-*", "age_days": OLD_SECONDS / DAY_SECONDS}, age_seconds=OLD_SECONDS),
     idle("filed", {"labels": FILED, "archive": ""}, labels=FILED),
     idle("brief", {"model": "server/brief"}, model="server/brief"),
+    idle("lines", {"match": "*-spoken-*", "kind": "batch"}, size=0),
+    idle("spoken", {"match": "*-spoken-*", "kind": "interactive"}, size=1),
+    idle("text", {"match": "*-text-*", "keep": "metadata"}),
     idle("idle", {"match": "*-idle-*"}),
 )
 

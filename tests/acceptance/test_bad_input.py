@@ -193,13 +193,14 @@ def test_an_old_schema_is_refused_by_everybody(postgres: PostgresServer, redis: 
         client = Client(home=inturn.home, database_url=inturn.database_url, broker_url=redis.url)
         with pytest.raises(SchemaError, match="old schema 0000"):
             client.start()
-        celery = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "inturn.workers.app", "worker"], env=inturn.environment,
-            capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
-        )  # fmt: skip
-        assert celery.returncode == 1, celery.stderr
-        assert expected in celery.stderr
-        assert "Traceback" not in celery.stderr
+        for word in ("worker", "beat"):
+            celery = subprocess.run(
+                [sys.executable, "-m", "celery", "-A", "inturn.workers.app", word], env=inturn.environment,
+                capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
+            )  # fmt: skip
+            assert celery.returncode == 1, celery.stderr
+            assert expected in celery.stderr
+            assert "Traceback" not in celery.stderr
     finally:
         postgres.drop_database(inturn.database_url)
 

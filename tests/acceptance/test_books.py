@@ -1,5 +1,6 @@
 """The checker can fail: each lie in one of the books is a violation of the right kind."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -68,11 +69,13 @@ def a_call(number: int, texts: list[str], **changes: Any) -> Call:
 
 def a_turn(state: str, **values: Any) -> SimpleNamespace:
     fixed = {"attempts": 1, "rounds": 0, "steps": 0, "error_type": None, "error_message": None, "merged_into": None}
+    fixed |= {"input_tokens": 3}
     return SimpleNamespace(state=state, **(fixed | values))
 
 
 def a_try(end: float, token: int, **values: Any) -> SimpleNamespace:
     fixed = {"number": 1, "outcome": "completed", "error_type": None, "started_at": at(end - 0.6), "ended_at": at(end)}
+    fixed |= {"input_tokens": 3}
     return SimpleNamespace(token=token, turn_number=0, **(fixed | values))
 
 
@@ -170,6 +173,8 @@ def a_removal(turns: int, when: float, **changes: Any) -> SimpleNamespace:
         "session_key": "run-own-0",
         "rule": "own",
         "run_id": 1,
+        "kept": "nothing",
+        "asked_by": "beat",
         "messages": 2,
         "bytes": 9,
         "last_activity_at": NOON,
@@ -180,16 +185,21 @@ def a_removal(turns: int, when: float, **changes: Any) -> SimpleNamespace:
 def book(books: Books, row: SimpleNamespace) -> None:
     """In its run, which may have removed others."""
     books.receipts.append(row)
-    (books.removals if row.session_key.startswith("run-") else books.guest_removals).append(row)
-    run = books.runs.setdefault(row.run_id, a_run(row.run_id, row.rule))
+    mine = books.removals if row.kept == "nothing" else books.strippings
+    (mine if row.session_key.startswith("run-") else books.guest_removals).append(row)
+    run = books.runs.setdefault(row.run_id, a_run(row.run_id, row.rule, row.asked_by))
     run.sessions += 1
     for name in ("turns", "messages", "bytes"):
         setattr(run, name, getattr(run, name) + getattr(row, name))
 
 
-def a_run(number: int, rule: str) -> SimpleNamespace:
+def to(books: Books, population: Population) -> None:
+    books.log.accepted[:5] = [replace(one, population=population) for one in books.log.accepted[:5]]
+
+
+def a_run(number: int, rule: str, asked_by: str) -> SimpleNamespace:
     sums = dict.fromkeys(("sessions", "turns", "messages", "bytes"), 0)
-    return SimpleNamespace(id=number, rule=rule, asked_by="beat", checksum=None, **sums)
+    return SimpleNamespace(id=number, rule=rule, asked_by=asked_by, checksum=None, **sums)
 
 
 def file(books: Books, *turns: tuple[str, list[str]], key: str = "run-filed-0", **changes: Any) -> None:
@@ -210,6 +220,19 @@ def welcome(books: Books, *, standing: int | None = None, removed: int | None = 
         book(books, a_removal(removed, 8, rule="filed", session_key="back-run-1", run_id=2))
         copies = [Copy("back-run-1", b"", [FILED] * removed)]
         books.archives.append(Archive(Path("inturn-20261129T030000Z-filed-2.jsonl.gz.partial"), 2, "def", copies))
+
+
+def strip(books: Books, when: float = 3.2, **changes: Any) -> None:
+    """What was said in the first turns of the session was removed, by the rule for it, before the next one was asked."""
+    books.sessions[0].key = "run-text-0"
+    to(books, Population.STRIPPED)
+    book(books, a_removal(3, when, **({"rule": "text", "session_key": "run-text-0", "kept": "metadata"} | changes)))
+    books.stripped_to = {7: 3}
+    for number in range(1, 4):
+        del books.messages[7, number]
+    for number in (4, 5):
+        call = books.calls[number - 1]
+        call.messages[:] = [each for each in call.messages if not re.search("prompt [123]", each["content"])]
 
 
 def born_late(books: Books) -> None:
@@ -253,6 +276,9 @@ TRUTHS: list[Callable[[Books], Any]] = [
     lambda books: expire(books, rule="erasure", key="run-erased-0", expired=False, population=Population.ERASED),
     both(expire, lambda books: books.log.holds.append(Hold("run-own-0", START + 1, START + 7))),
     both(expire, lambda books: setattr(books.calls[-1], "end", START + 8.05)),
+    strip,
+    both(strip, lambda books: books.traces.append("Redis: prompt 2")),
+    lambda books: expire(books, rule="yearly", key="run-yearly-0", run_id=3, asked_by="ann@host"),
     lambda books: file(books, FILED),
     lambda books: file(books, ("failed", ["short"]), path=Path("inturn-20261129T030000Z-filed-1.jsonl.gz.partial")),
     lambda books: welcome(books, standing=2),
@@ -376,6 +402,30 @@ LIES: list[tuple[str, Callable[[Books], Any]]] = [
     ("unwelcome", welcome),
     ("unwelcome", lambda books: welcome(books, standing=1)),
     ("unwelcome", lambda books: welcome(books, removed=1)),
+    ("removed", lambda books: expire(books, population=Population.STRIPPED)),
+    ("interrupted", lambda books: strip(books, when=2.4)),
+    ("interrupted", both(strip, lambda books: books.calls.pop(2))),
+    ("unruly", lambda books: strip(books, rule="idle")),
+    ("unruly", lambda books: strip(books, last_activity_at=at(3))),
+    ("unruly", lambda books: expire(books, rule="text", key="run-text-0")),
+    ("unruly", lambda books: expire(books, kept="metadata")),
+    ("unruly", lambda books: expire(books, rule="lines", key="run-spoken-0")),
+    ("unruly", lambda books: expire(books, rule="yearly", key="run-yearly-0")),
+    ("unruly", both(strip, lambda books: books.log.holds.append(Hold("run-text-0", START + 3, START + 4)))),
+    ("stripped", both(strip, lambda books: to(books, Population.PLAIN))),
+    ("stripped", both(strip, lambda books: to(books, Population.HELD))),
+    ("stripped", both(strip, lambda books: books.strippings.clear())),
+    ("stripped", both(strip, lambda books: books.stripped_to.update({7: 2}))),
+    ("lost", both(strip, lambda books: books.stripped_to.clear())),
+    ("lost", both(strip, lambda books: books.turns.pop((7, 2)))),
+    ("lost", both(strip, lambda books: books.messages.pop((7, 4)))),
+    ("unstripped", both(strip, lambda books: books.messages[7, 2].append(a_message(1, "user", "prompt 2", at(2))))),
+    ("unstripped", both(strip, lambda books: books.traces.append("turns: prompt 2"))),
+    ("unstripped", both(strip, lambda books: books.calls[3].messages.insert(0, {"content": "prompt 3"}))),
+    ("diminished", both(strip, lambda books: setattr(books.turns[7, 2], "input_tokens", None))),
+    ("diminished", both(strip, lambda books: setattr(books.tries[7, 2][0], "input_tokens", None))),
+    ("diminished", both(strip, lambda books: books.calls[4].messages.pop(0))),
+    ("uncounted", both(strip, lambda books: books.tries.pop((7, 2)))),
     # 8. afterwards
     ("left", lambda books: setattr(books.leases[0], "owner", "somebody")),
     ("left", lambda books: setattr(books.leases[0], "ready_at", NOON)),

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from inturn.cli.exits import Exit
+from inturn.workers.home import ROTATE_BYTES
+from tests.acceptance.failing import wait_until
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
@@ -86,6 +88,30 @@ def shell() -> Iterator[Shell]:
         assert rest.endswith(b"stopped\n")
         assert up.returncode == 0
         assert not list(shell.home.glob("*.sock"))
+
+
+def test_logs_are_put_aside_while_their_processes_write_them(alone: Shell) -> None:
+    command = [sys.executable, "-m", "inturn", "up", "--flower"]
+    environment, place = alone.environment(INTURN_FLOWER_PORT="0"), alone.home.parent
+    with subprocess.Popen(command, env=environment, cwd=place, stderr=subprocess.PIPE) as up:
+        assert up.stderr is not None
+        try:
+            assert any(line.startswith(b"ready") for line in up.stderr)
+            logs = {name: alone.home / "log" / f"{name}.log" for name in ("broker", "worker", "beat", "flower")}
+            wait_until(lambda: "Flower: http" in logs["flower"].read_text(), PATIENCE_SECONDS)
+            first = {name: log.read_bytes() for name, log in logs.items()}
+            for log in logs.values():
+                with log.open("ab") as file:
+                    file.write(b"\n" * (ROTATE_BYTES + 1))
+            aside = {name: log.with_name(f"{log.name}.1") for name, log in logs.items()}
+            wait_until(lambda: all(log.exists() for log in aside.values()), PATIENCE_SECONDS)
+        finally:
+            up.send_signal(signal.SIGINT)
+            up.communicate(timeout=PATIENCE_SECONDS)
+    assert all(log.read_bytes().startswith(first[name]) for name, log in aside.items())
+    assert b"Warm shutdown" in logs["worker"].read_bytes()
+    assert b"bye bye" in logs["broker"].read_bytes()
+    assert all(log.stat().st_size < 10_000 for log in logs.values())
 
 
 def test_send_and_wait_for_the_reply(shell: Shell) -> None:

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import insert
 
-from inturn import Client, InvalidInputError, __version__, aio
+from inturn import Client, InvalidInputError, Settings, __version__, aio
 from inturn.cleaning import caller
 from inturn.fingerprints import fingerprints
 from inturn.models.clock import now
@@ -20,7 +20,6 @@ from inturn.models.store import presence
 from inturn.models.store.moments import tick_name
 from inturn.models.store.presence import Process
 from inturn.models.tables import SESSIONS, SPENDING
-from inturn.settings import Settings
 from tests.integration.stores import Store
 from tests.integration.test_cli_commands import Shell, shell
 from tests.integration.test_store_expiry import ended
@@ -52,6 +51,20 @@ def fill(shell: Shell) -> None:
     with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
         store.answer("draft-1", prompt="hello")
         store.change(SESSIONS, SESSIONS.c.id > 0, last_activity_at=now(-2 * 86400))
+
+
+def test_the_password_of_an_archive_is_nowhere_shown(shell: Shell) -> None:
+    Path("inturn.toml").write_text(RULES.replace('"archives"', '"memory://ann:se/cret@bucket/x"'))
+    shell.ok("session", "create", "draft-1")
+    with closing(Store(f"sqlite:///{shell.home}/inturn.db")) as store:
+        store.change(SESSIONS, SESSIONS.c.id > 0, last_activity_at=now(-2 * 86400))
+    shell.ok("cleanup", "--yes")
+    for words in (("retention", "show"), ("retention", "history"), ("config", "show")):
+        for flags in ((), ("--json",)):
+            told = shell.ok(*words, *flags)
+            assert "cret" not in told
+            assert "memory://ann:***@bucket/x" in told
+    assert "cret" not in repr(Settings.load().retention)
 
 
 def test_rules_are_shown_with_what_they_come_to(shell: Shell) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ import pytest
 
 from inturn.models.errors import NoWorkerError, StorageError
 from inturn.settings import Settings
+from inturn.workers.children import launch_program
 from inturn.workers.embedded import broker_answers
-from inturn.workers.home import FileLock, lock_holders
+from inturn.workers.home import ROTATE_BYTES, FileLock, last_lines, lock_holders, log_file
 from inturn.workers.processes import ProcessIdentity
 from inturn.workers.stack import (
     StackInfo,
@@ -25,7 +27,7 @@ from inturn.workers.stack import (
     stack_lock,
     users_lock,
 )
-from tests.stacks import Stack, wait_until
+from tests.stacks import PATIENCE_SECONDS, Stack, wait_until
 
 USER = """
 import json, sys, time
@@ -320,3 +322,46 @@ def test_a_broker_that_hangs_is_named_and_no_former_stack_is_quoted(stack: Stack
     assert str(caught.value).startswith(f"the embedded broker (PID {broker.pid}) runs and does not answer")
     assert f"`kill {up.pid}`" in str(caught.value)
     assert "stopped" not in str(caught.value)
+
+
+TALKERS, LINES = 4, 400
+TALK = f"""
+import os, sys, threading
+from pathlib import Path
+from inturn.workers import home
+home.ROTATE_BYTES = 16_000
+own = home.OwnLog(Path(os.environ["INTURN_HOME"]))
+def talk(number):
+    for line in range({LINES}):
+        os.write(1 + line % 2, f"{{number}} says {{line:03}}\\n".encode())
+threads = [threading.Thread(target=talk, args=(number,)) for number in range({TALKERS})]
+for thread in threads:
+    thread.start()
+while any(thread.is_alive() for thread in threads):
+    own.keep_short()
+own.keep_short()
+print("the end", flush=True)
+"""
+
+
+def test_who_writes_while_its_log_is_put_aside_loses_no_line(stack: Stack):
+    log = log_file(stack.home, "worker")
+    process = launch_program([sys.executable, "-c", TALK], dict(os.environ), log)
+    assert process.wait(PATIENCE_SECONDS) == 0, last_lines(log, 5)
+    older, newer = (path.read_text().splitlines() for path in (log.with_name("worker.log.1"), log))
+    assert sorted(older + newer[:-1]) == sorted(
+        f"{number} says {line:03}" for number in range(TALKERS) for line in range(LINES)
+    )
+    assert newer[-1] == "the end"
+    assert len(older) > LINES
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_linked_supervisor_puts_its_log_aside(use: Use, stack: Stack):
+    user, log = use(), log_file(stack.home, "up")
+    with log.open("ab") as file:
+        file.write(b"\n" * (ROTATE_BYTES + 1))
+    wait_until(lambda: log.with_name("up.log.1").exists() and log.exists())
+    user.close()
+    wait_until(lambda: last_lines(log, 1) == ["stopped"])
+    assert log.stat().st_size < 1000

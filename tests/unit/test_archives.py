@@ -280,6 +280,45 @@ def test_a_password_is_not_told():
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("memory://ann:se/cr+et@bucket/x", 'no bucket "ann:se"'),
+        ("memory://ann:se/cr+et@bucket/x", 'no bucket "ann:se/cr+et@bucket"'),
+        ("memory://ann:se%2Fcr%2Bet@bucket/x", "no user ann with se/cr+et"),
+    ],
+)
+def test_nor_is_it_where_a_store_says_it_again(url: str, said: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError(f"Parameter validation failed:\n{said}")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "exists", refuse)
+    with pytest.raises(
+        ArchiveError, match=r"memory://ann:\*\*\*@bucket/x \(Parameter validation failed: no "
+    ) as refused:
+        Archive.create(url, NAME)
+    assert "se/" not in str(refused.value)
+    assert "et@" not in str(refused.value)
+    assert "cr" not in str(refused.value)
+
+
+WRONG = {
+    FileNotFoundError("The specified bucket does not exist"): "make the bucket or directory, or name another place",
+    PermissionError("Forbidden"): "see that its keys are right, and may list, read, write and delete there",
+    RuntimeError("Unable to locate credentials"): "see that it answers, and that beat and workers have the keys to it",
+}
+
+
+@pytest.mark.parametrize("error", WRONG, ids=lambda error: type(error).__name__)
+def test_a_store_that_refuses_is_told_with_advice(error: Exception, bucket: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "exists", refuse)
+    with pytest.raises(ArchiveError, match=re.escape(f"{bucket} ({error}): {WRONG[error]}")):
+        Archive.create(bucket, NAME)
+
+
 def test_a_name_that_is_taken_is_refused(tmp_path: Path, bucket: str):
     for target in (tmp_path, bucket):
         with Archive.create(target, NAME) as archive:
@@ -353,6 +392,43 @@ def test_a_store_where_nothing_may_be_removed(bucket: str, monkeypatch: pytest.M
         write(archive, "a")
         archive.seal()
     assert objects_in(bucket) == [objects.PROBE, NAME, f"{NAME}.partial-0001"]
+
+
+def test_of_an_upload_that_is_cut_off_nothing_is_left(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    store = type(fsspec.filesystem("memory"))
+    put_file = store.put_file
+
+    def drop(self: Any, local: str, remote: str) -> None:
+        """As a server of files does, where no object store would show anything."""
+        put_file(self, local, remote)
+        self.store[f"/{remote.lstrip('/')}"].truncate(30)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with Archive.create(bucket, NAME) as archive:
+        write(archive, "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "put_file", drop)
+            with pytest.raises(ArchiveError, match="Connection reset by peer"):
+                write(archive, "lost")
+            assert objects_in(bucket) == [f"{NAME}.partial-0001"]
+            with pytest.raises(ArchiveError, match="Connection reset by peer"):
+                archive.seal()
+            assert objects_in(bucket) == [f"{NAME}.partial-0001"]
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "size", lambda *_: 3)
+            with pytest.raises(ArchiveError, match="has 3 bytes there, of"):
+                write(archive, "lost")
+        assert objects_in(bucket) == [f"{NAME}.partial-0001"]
+
+
+def test_the_parts_of_a_run_that_ended_early_are_read_under_the_name_that_it_is_booked_with(bucket: str):
+    with Archive.create(bucket, NAME) as archive:
+        write(archive, "a", "b")
+        write(archive, "c")
+        booked = archive.partial
+    assert booked == f"{bucket}/{NAME}.partial"
+    assert objects_in(bucket) == [f"{NAME}.partial-0001", f"{NAME}.partial-0002"]
+    assert sessions(booked) == ["a", "b", "c"]
 
 
 def test_memory_does_not_grow_with_the_sessions(tmp_path: Path):

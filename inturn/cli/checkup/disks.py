@@ -52,7 +52,7 @@ def check_room(place: Path, what: str) -> Iterator[Finding]:
 
 
 def check_logs(directory: Path) -> Iterator[Finding]:
-    """They are put aside when they are opened, and not before: a stack that runs for months fills them."""
+    """They are put aside at 10 MB, and one before is kept of each; those of more workers than there are now stay, too."""
     sizes = {path: path.stat().st_size for path in sorted(directory.glob("*.log*")) if path.is_file()}
     if (total := sum(sizes.values())) <= LOG_BYTES:
         return
@@ -60,8 +60,8 @@ def check_logs(directory: Path) -> Iterator[Finding]:
     yield Finding(
         "warn",
         "logs",
-        f"{size(total)} in {directory}, {size(sizes[largest])} of it in {largest.name}: restart `inturn up`, which puts a "
-        "log over 10 MB aside, and remove those that end with .1",
+        f"{size(total)} in {directory}, {size(sizes[largest])} of it in {largest.name}: a process that runs puts its log "
+        "aside at 10 MB, so restart `inturn up` if that one grows, and remove those that nobody writes any more",
         "disk.logs",
         more={"bytes": total},
     )
