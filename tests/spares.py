@@ -18,12 +18,14 @@ MOST_BYTES = 2_000_000
 """By which one may grow: rows that are gone leave room behind, and the planner counts it."""
 SHAPE = """
 SELECT md5(string_agg(row, ' ' ORDER BY row)) FROM (
-    SELECT concat('table', oid, relacl, reloptions, CASE relkind WHEN 'r' THEN reltuples END)
+    SELECT concat('table', oid, relacl, reloptions, relrowsecurity, CASE relkind WHEN 'r' THEN reltuples END)
       FROM pg_class WHERE relnamespace = 'public'::regnamespace
     UNION ALL SELECT concat('column', ctid, xmin) FROM pg_attribute
     UNION ALL SELECT concat('index', ctid, xmin) FROM pg_index
     UNION ALL SELECT concat('constraint', ctid, xmin) FROM pg_constraint
     UNION ALL SELECT concat('trigger', ctid, xmin) FROM pg_trigger
+    UNION ALL SELECT concat('rule', ctid, xmin) FROM pg_rewrite
+    UNION ALL SELECT concat('policy', ctid, xmin) FROM pg_policy
     UNION ALL SELECT concat('function', ctid, xmin) FROM pg_proc
     UNION ALL SELECT concat('schema', ctid, xmin) FROM pg_namespace
     UNION ALL SELECT concat('statistics', starelid) FROM pg_statistic AS s
