@@ -46,7 +46,9 @@ def _digest(values: list[object]) -> str:
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def others(settings: "Settings", processes: "Iterable[WorkerInfo]") -> "Iterator[tuple[WorkerInfo, list[str]]]":
+def started_otherwise(
+    settings: "Settings", processes: "Iterable[WorkerInfo]"
+) -> "Iterator[tuple[WorkerInfo, list[str]]]":
     """Who of the living was started with other settings, and what those are about. Another version has other settings."""
     for process in processes:
         if process.alive and process.version == __version__ and process.settings is not None:

@@ -13,7 +13,7 @@ from inturn.cli.cleanup import what
 from inturn.cli.invocation import Invocation, global_flags, pass_invocation
 from inturn.cli.schedule import tell_beat
 from inturn.cli.values import shown_span
-from inturn.fingerprints import others
+from inturn.fingerprints import started_otherwise
 from inturn.models.errors import SessionNotFoundError
 from inturn.models.states import Kept
 from inturn.urls import masked_url
@@ -73,12 +73,12 @@ def show(invocation: Invocation, as_json: bool) -> None:
         lists = "`inturn cleanup --dry-run` lists them"
         render.talk(f"{render.counted(due, 'session')} due now: {lists}" if due else "none is due now")
         tell_beat(client, invocation, "no rule is carried out by itself")
-        tell_others(client)
+        tell_started_otherwise(client)
 
 
-def tell_others(client: "Client") -> None:
+def tell_started_otherwise(client: "Client") -> None:
     """Rules are read at the start: who cleans up may have others."""
-    found = others(client.settings, client.list_workers())
+    found = started_otherwise(client.settings, client.list_workers())
     if who := [named(process) for process, about in found if "retention" in about]:
         render.talk(f"{started(who)} with other rules than these. {restart(client.settings)}")
 

@@ -128,26 +128,22 @@ def test_18_messages_come_in_order_with_all_that_is_known_of_them(client: Client
 
 def test_18_a_page_costs_the_same_at_turn_10_and_at_turn_100_000(deserted: Deployment, name: str):
     with deserted.client() as client:
-        compare_pages(client, name)
-
-
-def compare_pages(client: Client, name: str) -> None:
-    session = client.create_session(name)
-    live_long(client, session)
-    surrogate = session.metadata().cursor
-    pages = []
-    with watched(client, client.connections.database.dialect) as costs:
-        for turn in (10, LONG - 10):
-            pages.append(list(session.get_messages(after=f"{surrogate}.{turn}.2", limit=10)))
-    for first, page in zip((11, LONG - 9), pages, strict=True):
-        said = [f"{word} {turn}" for turn in range(first, first + 5) for word in ("prompt", "reply")]
-        assert [message.data.content for message in page] == said
-    assert len(costs) == 2, "one statement a page"
-    assert costs[1] <= costs[0] * 1.1
-    assert costs[0] < 2000
-    many = itertools.islice(session.get_messages(after=f"{surrogate}.{LONG - 200}.1"), 500)
-    assert [message.turn for message in many] == sorted([*range(LONG - 199, LONG + 1)] * 2 + [LONG - 200])
-    assert session.send("still there?").number == LONG + 1
+        session = client.create_session(name)
+        live_long(client, session)
+        surrogate = session.metadata().cursor
+        pages = []
+        with watched(client, client.connections.database.dialect) as costs:
+            for turn in (10, LONG - 10):
+                pages.append(list(session.get_messages(after=f"{surrogate}.{turn}.2", limit=10)))
+        for first, page in zip((11, LONG - 9), pages, strict=True):
+            said = [f"{word} {turn}" for turn in range(first, first + 5) for word in ("prompt", "reply")]
+            assert [message.data.content for message in page] == said
+        assert len(costs) == 2, "one statement a page"
+        assert costs[1] <= costs[0] * 1.1
+        assert costs[0] < 2000
+        many = itertools.islice(session.get_messages(after=f"{surrogate}.{LONG - 200}.1"), 500)
+        assert [message.turn for message in many] == sorted([*range(LONG - 199, LONG + 1)] * 2 + [LONG - 200])
+        assert session.send("still there?").number == LONG + 1
 
 
 def test_20_list_sessions_tells_about_each(client: Client, name: str):

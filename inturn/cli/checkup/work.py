@@ -10,7 +10,7 @@ from inturn import __version__
 from inturn.cli import render
 from inturn.cli.checkup.finding import RUNBOOK, Finding
 from inturn.cli.top.units import amount, lasting
-from inturn.fingerprints import others
+from inturn.fingerprints import started_otherwise
 from inturn.models.states import Lane, ProcessKind, slots_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def check_versions(seen: "Activity") -> Iterator[Finding]:
 def check_settings(settings: "Settings", seen: "Activity") -> Iterator[Finding]:
     """Whether those that run were started with these."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for process, apart in others(settings, [one.process for one in seen.workers]):
+    for process, apart in started_otherwise(settings, [one.process for one in seen.workers]):
         found.setdefault(tuple(apart), []).append(named(process))
     for about, who in found.items():
         sentence = f"{started(who)} with other settings than there are here ({', '.join(about)}). {restart(settings)}"

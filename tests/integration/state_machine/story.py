@@ -155,3 +155,4 @@ class Story(RuleBasedStateMachine):
         chosen = data.draw(st.sampled_from(possible), label="act")
         how = data.draw(chosen.how, label="how")
         chosen.do(self, **how)
+        self.house.steps += 1

@@ -57,6 +57,7 @@ def test_the_store(house: House, request: pytest.FixtureRequest):
     print(f"--hypothesis-seed={chosen} INTURN_EXAMPLES={EXAMPLES}")
     extra = {"phases": [Phase.generate]} if os.environ.get("INTURN_NO_SHRINKING") else {}
     run(house, EXAMPLES, chosen, **extra)
+    assert house.steps >= EXAMPLES, "hardly anything happened"
 
 
 Break = Callable[[pytest.MonkeyPatch, House], None]

@@ -68,6 +68,7 @@ class House:
             self.clock.rule(way)
             self.gate.put_on(way)
         self.crashed: set[str] = set()
+        self.steps = 0
         self.loop = asyncio.new_event_loop()
         patches.setattr(maintenance, "time", self.clock)
         patches.setattr(maintenance, "is_dead", self.crashed.__contains__)
